@@ -1,0 +1,123 @@
+"""What a FISA model is made of: small frozen configs, and the presets that name whole models."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+LOCAL_DIR = "local-dir:"
+TOY_CLIP = "toy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CLIPConfig:
+    model: str
+    """An open_clip model name, `local-dir:/path` of an open_clip folder, or `toy` for the CLIP that ships here."""
+
+    weights: str | None = None
+    """A pretrained tag of open_clip or a weights file; a folder brings its own. None on a name is random weights."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model is empty; name an open_clip model, 'local-dir:/path' or 'toy'")
+        if self.weights is not None and self.is_local:
+            raise ValueError(
+                f"weights must be left out for {self.model!r}, which brings its own; got {self.weights!r}"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        return self.model == TOY_CLIP or self.model.startswith(LOCAL_DIR)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SEVEConfig:
+    enabled: bool = True
+    """Whether mask tokens attend to class tokens (Semantic-guided Visual Encoding) at all."""
+
+    residual: Literal["query", "replace", "stream"] = "query"
+    """Where the semantic answer goes: added to the query only, in place of the query, or to the token itself."""
+
+    query_width: int = 256
+    """Width of SEVE's queries and keys, over all heads."""
+
+    heads: int = 4
+    """Attention heads; they divide `query_width` and the width of the encoder."""
+
+    init: Literal["zero", "random"] = "zero"
+    """`zero` starts the value projection at zero, so that an untrained model is the frozen baseline."""
+
+    share: Literal["all", "per_layer"] = "all"
+    """One set of projections for all layers, or one for each."""
+
+    token_norm: bool = True
+    """Normalise class tokens (no parameters) before SEVE: unit rows are too small for attention to tell apart."""
+
+    def __post_init__(self) -> None:
+        if self.heads < 1:
+            raise ValueError(f"heads must be at least 1, got {self.heads}")
+        if self.query_width < 1 or self.query_width % self.heads:
+            raise ValueError(
+                f"query_width must be a positive multiple of heads ({self.heads}), got {self.query_width}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    layers: int = 2
+    """Convolutions of the Distribution Adapter, 0 to 3; 0 leaves the proposals as they are."""
+
+    hidden: int = 16
+    """Channels between its convolutions."""
+
+    bias: Literal["hard", "soft"] = "hard"
+    """Attention bias from masks: 0 or -inf (equation 5), or a log-probability that classification can train."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.layers <= 3:
+            raise ValueError(f"layers must be 0 to 3, got {self.layers}")
+        if self.hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {self.hidden}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FISAConfig:
+    clip: CLIPConfig
+    """The vision-language model that is adapted."""
+
+    image_size: int = 896
+    """Side in pixels of the square that images are squashed to; a multiple of the patch size."""
+
+    seve: SEVEConfig = field(default_factory=SEVEConfig)
+    """How mask tokens read the class tokens."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """How proposals are changed before they steer attention."""
+
+    trained: Literal["simo", "seve_only", "full", "none"] = "simo"
+    """What learns: SEVE, adapter and query projections; SEVE and adapter; these and the image tower; nothing."""
+
+    query_projection: Literal["mask_only", "shared"] = "mask_only"
+    """Who uses the trained query projections: mask tokens alone, or image tokens too."""
+
+    cls_key: bool = True
+    """Whether mask tokens may always attend to the class token, also when their mask is empty."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if self.trained == "seve_only" and not self.seve.enabled:
+            raise ValueError("trained is 'seve_only' but seve.enabled is false; enable SEVE or train 'simo'")
+
+    @property
+    def trains_masks(self) -> bool:
+        """Whether the output masks depend on anything that learns, so that mask losses mean something."""
+        return self.adapter.layers > 0 and self.trained != "none"
+
+
+def fisa_vit_l14_336() -> FISAConfig:
+    """The paper's main model: OpenAI's CLIP ViT-L/14-336 on images of 896 x 896; 26,437,425 trained parameters."""
+    return FISAConfig(clip=CLIPConfig(model="ViT-L-14-336-quickgelu", weights="openai"))
+
+
+def fisa_toy() -> FISAConfig:
+    """The tiny CLIP of the toy world, which ships with the package, on its scenes of 224 x 224."""
+    return FISAConfig(clip=CLIPConfig(model=TOY_CLIP), image_size=224)

@@ -1,0 +1,53 @@
+"""Frozen mask generators: an image in, class-agnostic mask proposals out."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class MaskProposals:
+    """Masks of one image, at any resolution; they cover exactly the image's own frame, without padding."""
+
+    mask_logits: NDArray[np.float32]
+    """[Q, h, w]; a pixel is in the mask where its logit is 0 or more."""
+
+    scores: NDArray[np.float32]
+    """[Q], how likely each mask is an object at all; 1 where the generator does not say."""
+
+    def __post_init__(self) -> None:
+        if self.mask_logits.ndim != 3:
+            raise ValueError(f"mask_logits must be [Q, h, w], got shape {self.mask_logits.shape}")
+        if self.scores.shape != self.mask_logits.shape[:1]:
+            raise ValueError(
+                f"scores must hold one number for each of the {len(self.mask_logits)} masks, "
+                f"got shape {self.scores.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.mask_logits)
+
+
+class MaskGenerator(Protocol):
+    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
+        """Proposes masks for an RGB image [H, W, 3]."""
+
+
+GENERATORS = ("felzenszwalb", "mask2former")
+
+
+def load_mask_generator(name: str, *, weights: str | None = None, device: str = "cpu") -> MaskGenerator:
+    """Builds a generator by name; `weights` is a folder or hub name, for those that have weights."""
+    if name == "felzenszwalb":
+        if weights is not None:
+            raise ValueError(f"generator 'felzenszwalb' has no weights, got {weights!r}; leave weights out")
+        from fisa_model.mask_generators.felzenszwalb import FelzenszwalbGenerator
+
+        return FelzenszwalbGenerator()
+    if name == "mask2former":
+        from fisa_model.mask_generators.mask2former import DEFAULT_WEIGHTS, Mask2FormerGenerator
+
+        return Mask2FormerGenerator.load(weights or DEFAULT_WEIGHTS, device=device)
+    raise ValueError(f"unknown mask generator {name!r}; choose one of {', '.join(GENERATORS)}")
