@@ -1,0 +1,125 @@
+"""The tables that cross a stage boundary, as pyarrow schemas.
+
+All of them are Parquet with zstd. A row is one image, and its key is `image_id`, the source's own name of it;
+a key is never made from a position. Rows travel as `pyarrow.Table` with one of these schemas, because numpy
+byte arrays drop trailing NULs.
+"""
+
+import pyarrow as pa
+
+COMPRESSION = "zstd"
+"""Parquet compression of every table."""
+
+SEGMENT = pa.struct(
+    [
+        # The segment's value in the decoded panoptic PNG; 0 is void and never a segment.
+        pa.field("id", pa.int64(), nullable=False),
+        # A category id of the version's vocabulary, not an index into it.
+        pa.field("category_id", pa.int32(), nullable=False),
+        # Pixels, as the source's JSON states them (PQ uses it; some count pixels painted over later).
+        pa.field("area", pa.int64(), nullable=False),
+        # A region of several objects: never trained on, and neither a miss nor a false alarm in PQ.
+        pa.field("iscrowd", pa.bool_(), nullable=False),
+    ]
+)
+"""One ground-truth segment."""
+
+INDEX = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        # Relative to the images folder, with `/` between its parts.
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string(), nullable=False),
+        # Null without ground truth.
+        pa.field("panoptic_uri", pa.string()),
+        # Pixels; null where the source does not say.
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        # Null without ground truth.
+        pa.field("segments_info", pa.list_(SEGMENT)),
+    ]
+)
+"""What a source yields: where each image and its ground truth are. Not stored."""
+
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        # Pixels of the image as it is seen, that is after its EXIF orientation.
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        # The source's encoded bytes, never re-encoded.
+        pa.field("image", pa.binary(), nullable=False),
+        # COCO panoptic PNG (id = R + 256 G + 65536 B) of the size above; null without ground truth.
+        pa.field("panoptic", pa.binary()),
+        # One entry for each id in `panoptic`; null without ground truth.
+        pa.field("segments_info", pa.list_(SEGMENT)),
+    ]
+)
+"""Stage `shard`: images with their ground truth."""
+
+MASK = pa.struct(
+    [
+        # Size of the stored mask, which covers the whole image; may be below the image's size.
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        # COCO's compressed run lengths. Large: nested 32-bit offsets overflow at 2 GiB a block.
+        pa.field("counts", pa.large_binary(), nullable=False),
+        # The generator's own confidence that this is something, 0 to 1; 1 where it has none.
+        pa.field("score", pa.float32(), nullable=False),
+        # Pixels of the stored mask.
+        pa.field("area", pa.int32(), nullable=False),
+    ]
+)
+"""One mask proposal."""
+
+PROPOSALS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        # Pixels of the image that the masks belong to.
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        # Best first where the generator ranks; may be empty, never null.
+        pa.field("masks", pa.list_(MASK), nullable=False),
+    ]
+)
+"""Stage `propose`: what the frozen mask generator found, before anyone names it."""
+
+REJECTED = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        # One sentence for the person who will mend the file.
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""Images that were set aside, by any stage."""
+
+PREDICTED_SEGMENT = pa.struct(
+    [
+        # The segment's value in the decoded panoptic PNG; 0 is void and never a segment.
+        pa.field("id", pa.int64(), nullable=False),
+        # A category id of the version's vocabulary, not an index into it.
+        pa.field("category_id", pa.int32(), nullable=False),
+        # Pixels, counted.
+        pa.field("area", pa.int64(), nullable=False),
+        pa.field("isthing", pa.bool_(), nullable=False),
+        # Probability of the class, 0 to 1.
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+"""One segment of a prediction."""
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        # Pixels of the image and of `panoptic`.
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        # COCO panoptic PNG: id = R + 256 G + 65536 B, 0 where nothing was sure enough.
+        pa.field("panoptic", pa.binary(), nullable=False),
+        pa.field("segments_info", pa.list_(PREDICTED_SEGMENT), nullable=False),
+    ]
+)
+"""Stages `evaluate` and `label`: the panoptic result."""

@@ -1,0 +1,199 @@
+import copy
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fisa_model.vocabulary import Category, Vocabulary
+from fisa_platform import storage
+from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic, panoptic_problem
+from fisa_platform.schema import INDEX
+from fisa_platform.sources.coco import read_coco_panoptic, write_panoptic
+from fisa_platform.sources.index import read_image_folder
+
+VOCABULARY = Vocabulary((Category(3, "cat"), Category(7, "grass", is_thing=False)))
+IDS = np.array([[5, 5, 9], [5, 9, 9]], dtype=np.int32)
+DOCUMENT = {
+    "images": [{"id": 1, "file_name": "one.jpg", "height": 2, "width": 3}],
+    "annotations": [
+        {
+            "image_id": 1,
+            "file_name": "one.png",
+            "segments_info": [
+                {"id": 5, "category_id": 3, "area": 3, "iscrowd": 0},
+                {"id": 9, "category_id": 7, "area": 3, "iscrowd": 1},
+            ],
+        }
+    ],
+    "categories": VOCABULARY.to_json(),
+}
+
+
+def read(folder, document):
+    """Write a source of one image, whose bytes nobody looks at here, and read its index."""
+    root = str(folder)
+    storage.write_bytes(f"{root}/images/one.jpg", b"a photo")
+    storage.write_bytes(f"{root}/panoptic/one.png", encode_panoptic(IDS))
+    storage.write_json(f"{root}/panoptic.json", document)
+    return read_coco_panoptic(f"{root}/images", f"{root}/panoptic", f"{root}/panoptic.json")
+
+
+def changed(change):
+    document = copy.deepcopy(DOCUMENT)
+    change(document)
+    return document
+
+
+def test_an_index_row_says_where_everything_is(tmp_path):
+    index = read(tmp_path, DOCUMENT)
+    assert index.rejected == []
+    assert index.vocabulary == VOCABULARY
+    assert index.rows == [
+        {
+            "image_id": "1",
+            "file_name": "one.jpg",
+            "image_uri": f"{tmp_path}/images/one.jpg",
+            "panoptic_uri": f"{tmp_path}/panoptic/one.png",
+            "height": 2,
+            "width": 3,
+            "segments_info": [
+                {"id": 5, "category_id": 3, "area": 3, "iscrowd": False},
+                {"id": 9, "category_id": 7, "area": 3, "iscrowd": True},
+            ],
+        }
+    ]
+    assert pa.Table.from_pylist(index.rows, schema=INDEX).to_pylist() == index.rows
+
+
+def first_segments(document):
+    return document["annotations"][0]["segments_info"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d["images"][0].update(file_name="gone.jpg"), "images/gone.jpg does not exist"),
+        (lambda d: d["annotations"][0].update(file_name="gone.png"), "panoptic/gone.png does not exist"),
+        (lambda d: d["annotations"].clear(), "no annotations for this image"),
+        (lambda d: d["annotations"].append(d["annotations"][0]), "2 annotations for this image"),
+        (lambda d: first_segments(d)[1].update(id=5), "segment id 5 occurs more than once"),
+        (lambda d: first_segments(d)[1].update(category_id=4), "category id 4, which `categories` lacks"),
+        (lambda d: first_segments(d)[1].pop("area"), "a segment of this image has no area"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_set_aside_with_the_reason(tmp_path, change, reason):
+    index = read(tmp_path, changed(change))
+    assert index.rows == []
+    assert reason in index.rejected[0]["reason"]
+
+
+def test_of_two_images_with_one_id_the_second_is_set_aside(tmp_path):
+    index = read(tmp_path, changed(lambda d: d["images"].append(d["images"][0])))
+    assert len(index.rows) == 1
+    assert [row["reason"] for row in index.rejected] == ["image id 1 occurs more than once in the JSON"]
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ([], "it holds a list, not an object"),
+        ({"images": []}, "it has no list `annotations`"),
+        (
+            changed(lambda d: d["annotations"][0].pop("segments_info")),
+            r"annotations\[0\] has no segments_info",
+        ),
+        (changed(lambda d: d["images"][0].pop("height")), r"images\[0\] has no height"),
+    ],
+)
+def test_another_json_is_refused_in_one_sentence(tmp_path, document, problem):
+    with pytest.raises(ValueError, match=f"panoptic.json: not COCO panoptic JSON: {problem}; expected"):
+        read(tmp_path, document)
+
+
+def test_a_folder_without_ground_truth_is_a_source_too(tmp_path):
+    for name in ("b.PNG", "a.jpg", "a.webp", "notes.txt", ".a.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    index = read_image_folder(str(tmp_path))
+    assert [(row["image_id"], row["panoptic_uri"]) for row in index.rows] == [("a", None), ("b", None)]
+    assert index.rejected[0]["file_name"] == "a.webp"
+    assert "as a.jpg; rename one" in index.rejected[0]["reason"]
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="absent or empty"):
+        read_image_folder(str(tmp_path / "nowhere"))
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="no image in this folder"):
+        read_image_folder(str(tmp_path))
+
+
+def prediction(image_id, file_name):
+    return {
+        "image_id": image_id,
+        "file_name": file_name,
+        "height": 2,
+        "width": 3,
+        "panoptic": encode_panoptic(IDS),
+        "segments_info": [
+            {"id": 5, "category_id": 3, "area": 3, "isthing": True, "score": 0.75},
+            {"id": 9, "category_id": 7, "area": 3, "isthing": False, "score": 0.5},
+        ],
+    }
+
+
+def test_exported_predictions_read_back_as_a_source(tmp_path):
+    rows = (prediction(image_id, f"{name}.jpg") for image_id, name in [("1", "one"), ("007", "two")])
+    assert write_panoptic(str(tmp_path), rows, VOCABULARY) == 2
+    for name in ("one.jpg", "two.jpg"):
+        storage.write_bytes(f"{tmp_path}/images/{name}", b"a photo")
+    index = read_coco_panoptic(f"{tmp_path}/images", f"{tmp_path}/panoptic", f"{tmp_path}/panoptic.json")
+    assert [row["image_id"] for row in index.rows] == ["1", "007"]
+    assert index.vocabulary == VOCABULARY
+    assert decode_panoptic((tmp_path / "panoptic" / "one.png").read_bytes()).tolist() == IDS.tolist()
+
+
+def test_an_export_holds_what_the_field_reads(tmp_path):
+    write_panoptic(str(tmp_path), [prediction("139", "a/one.jpg"), prediction("007", "two.jpg")], VOCABULARY)
+    document = storage.read_json(f"{tmp_path}/panoptic.json")
+    # Only "139" is the decimal form of an int.
+    assert [image["id"] for image in document["images"]] == [139, "007"]
+    assert document["annotations"][0] == {
+        "image_id": 139,
+        "file_name": "a/one.png",
+        "segments_info": [
+            {
+                "id": 5,
+                "category_id": 3,
+                "area": 3,
+                "bbox": [0, 0, 2, 2],
+                "iscrowd": 0,
+                "isthing": 1,
+                "score": 0.75,
+            },
+            {
+                "id": 9,
+                "category_id": 7,
+                "area": 3,
+                "bbox": [1, 0, 2, 2],
+                "iscrowd": 0,
+                "isthing": 0,
+                "score": 0.5,
+            },
+        ],
+    }
+
+
+def test_two_images_that_would_share_a_png_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"written as one.png; rename 'one.webp'"):
+        write_panoptic(str(tmp_path), [prediction("1", "one.jpg"), prediction("2", "one.webp")], VOCABULARY)
+
+
+@pytest.mark.parametrize(("name", "images", "segments"), [("coco_panoptic", 2, 50), ("coco_stuff", 13, 159)])
+def test_real_samples_have_no_problem(shared_data, name, images, segments):
+    root = f"{shared_data}/{name}"
+    index = read_coco_panoptic(f"{root}/images", f"{root}/panoptic", f"{root}/panoptic.json")
+    assert (len(index.rows), index.rejected) == (images, [])
+    assert sum(len(row["segments_info"]) for row in index.rows) == segments
+    for row in index.rows:
+        ids = decode_panoptic(storage.read_bytes(row["panoptic_uri"]))
+        assert panoptic_problem(ids, row["segments_info"], size=(row["height"], row["width"])) is None
