@@ -10,10 +10,10 @@ TOY_CLIP = "toy"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CLIPConfig:
     model: str
-    """An open_clip model name, `local-dir:/path` of an open_clip folder, or `toy` for the CLIP that ships here."""
+    """An open_clip name, `local-dir:/path` of an open_clip folder, or `toy` for the CLIP that ships here."""
 
     weights: str | None = None
-    """A pretrained tag of open_clip or a weights file; a folder brings its own. None on a name is random weights."""
+    """A pretrained tag of open_clip or a weights file; None is a folder's own, or random for a name."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -34,7 +34,7 @@ class SEVEConfig:
     """Whether mask tokens attend to class tokens (Semantic-guided Visual Encoding) at all."""
 
     residual: Literal["query", "replace", "stream"] = "query"
-    """Where the semantic answer goes: added to the query only, in place of the query, or to the token itself."""
+    """Where the semantic answer goes: added to the query only, in its place, or to the token itself."""
 
     query_width: int = 256
     """Width of SEVE's queries and keys, over all heads."""
@@ -49,7 +49,7 @@ class SEVEConfig:
     """One set of projections for all layers, or one for each."""
 
     token_norm: bool = True
-    """Normalise class tokens (no parameters) before SEVE: unit rows are too small for attention to tell apart."""
+    """Normalise class tokens before SEVE, without parameters: unit rows are too small to be told apart."""
 
     def __post_init__(self) -> None:
         if self.heads < 1:
@@ -69,7 +69,7 @@ class AdapterConfig:
     """Channels between its convolutions."""
 
     bias: Literal["hard", "soft"] = "hard"
-    """Attention bias from masks: 0 or -inf (equation 5), or a log-probability that classification can train."""
+    """Attention bias of a mask: 0 or -inf (equation 5), or a log-probability that classification trains."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.layers <= 3:
@@ -93,7 +93,7 @@ class FISAConfig:
     """How proposals are changed before they steer attention."""
 
     trained: Literal["simo", "seve_only", "full", "none"] = "simo"
-    """What learns: SEVE, adapter and query projections; SEVE and adapter; these and the image tower; nothing."""
+    """What learns: SEVE, adapter and queries; SEVE and adapter; all of these and the image tower; nothing."""
 
     query_projection: Literal["mask_only", "shared"] = "mask_only"
     """Who uses the trained query projections: mask tokens alone, or image tokens too."""
@@ -114,7 +114,7 @@ class FISAConfig:
 
 
 def fisa_vit_l14_336() -> FISAConfig:
-    """The paper's main model: OpenAI's CLIP ViT-L/14-336 on images of 896 x 896; 26,437,425 trained parameters."""
+    """The paper's main model: OpenAI's CLIP ViT-L/14-336 at 896 x 896; 26,437,425 trained parameters."""
     return FISAConfig(clip=CLIPConfig(model="ViT-L-14-336-quickgelu", weights="openai"))
 
 

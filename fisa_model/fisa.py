@@ -1,0 +1,140 @@
+"""FISA, the mask classifier: images, mask proposals and class tokens in, a class for every mask out.
+
+Shape letters, here and in the whole package: B images, Q proposals, P patches, K classes, R classifier rows (one
+for each name of a class), C width of the encoder, D width of the space of images and texts, S side of the square
+input, H W original pixels, N ground-truth segments. (The paper's m, n, t are Q, P, K.)
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fisa_model.config import FISAConfig
+from fisa_model.mask_attention import DistributionAdapter, attention_bias
+from fisa_model.seve import SEVE
+from fisa_model.simo import freeze
+from fisa_model.text_encoder import ClassTokens, TextEncoder
+from fisa_model.visual_encoder import ImageFeatures, MaskTokenEncoder
+from fisa_model.weights import CLIPFacts, load_clip
+
+
+@dataclass(frozen=True, slots=True)
+class FISAOutput:
+    class_logits: Tensor
+    """[B, Q, K], or [B, Q, K + 1] where the class tokens have a void row (the last column)."""
+
+    mask_logits: Tensor
+    """[B, Q, h, w], the proposals after the Distribution Adapter."""
+
+
+class FISA(nn.Module):
+    """A frozen CLIP with what the paper adds to it."""
+
+    def __init__(
+        self,
+        *,
+        visual_encoder: MaskTokenEncoder,
+        seve: SEVE | None,
+        adapter: DistributionAdapter,
+        clip: CLIPFacts,
+        bias: Literal["hard", "soft"] = "hard",
+        cls_key: bool = True,
+    ) -> None:
+        super().__init__()
+        self.visual_encoder = visual_encoder
+        self.seve = seve
+        self.adapter = adapter
+        self.clip = clip
+        self.bias = bias
+        self.cls_key = cls_key
+
+    @property
+    def image_size(self) -> int:
+        return self.visual_encoder.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.visual_encoder.class_embedding.device
+
+    def forward(self, images: Tensor, proposals: Tensor, class_tokens: ClassTokens) -> FISAOutput:
+        """Scores every proposal against every class.
+
+        Args:
+            images: [B, 3, S, S], CLIP-normalised.
+            proposals: [B, Q, h, w], mask logits of the frozen generator, in the frame of `images`.
+            class_tokens: the vocabulary, for all B images.
+        """
+        return self.classify(self.encode_images(images), proposals, class_tokens)
+
+    def encode_images(self, images: Tensor) -> ImageFeatures:
+        """The costly half, [B, 3, S, S] -> features that serve any proposals and any vocabulary."""
+        side = self.image_size
+        if images.shape[1:] != (3, side, side):
+            raise ValueError(f"images must be [B, 3, {side}, {side}], got {list(images.shape)}")
+        return self.visual_encoder.encode_images(images)
+
+    def classify(self, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens) -> FISAOutput:
+        """The cheap half: proposals [B, Q, h, w] of encoded images against one vocabulary."""
+        self._check(features, proposals, class_tokens)
+        mask_logits = self.adapter(proposals)
+        bias = attention_bias(
+            mask_logits,
+            image_size=self.image_size,
+            grid_size=self.visual_encoder.grid_size,
+            kind=self.bias,
+            cls_key=self.cls_key,
+        )
+        guide = None if self.seve is None else self.seve.guide(class_tokens.targets)
+        embeddings = self.visual_encoder.embed_masks(features, bias, guide)
+        return FISAOutput(class_logits(embeddings, class_tokens, self.clip.logit_scale), mask_logits)
+
+    def _check(self, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens) -> None:
+        if proposals.ndim != 4 or len(proposals) != len(features.cls_token):
+            raise ValueError(
+                f"proposals must be [B, Q, h, w] for B = {len(features.cls_token)} images, "
+                f"got {list(proposals.shape)}"
+            )
+        width = self.visual_encoder.output_width
+        if class_tokens.classifier.shape[-1] != width:
+            raise ValueError(
+                f"class tokens are {class_tokens.classifier.shape[-1]} wide, this model's are {width}; "
+                "encode them with the text encoder of the same CLIP"
+            )
+
+
+def class_logits(embeddings: Tensor, class_tokens: ClassTokens, logit_scale: float) -> Tensor:
+    """Scaled cosines [B, Q, D] -> [B, Q, K (+ 1)]; of a class's names the best one counts."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        rows = logit_scale * embeddings.float() @ class_tokens.classifier.float().T
+    columns = class_tokens.num_columns
+    if rows.shape[-1] == columns:
+        return rows
+    owners = class_tokens.class_index.expand_as(rows)
+    lowest = rows.new_full((*rows.shape[:-1], columns), -torch.inf)
+    return lowest.scatter_reduce(-1, owners, rows, reduce="amax", include_self=False)
+
+
+def build_fisa(config: FISAConfig) -> tuple[FISA, TextEncoder]:
+    """Loads the CLIP and puts FISA on its image tower, frozen but for what `config.trained` names."""
+    clip = load_clip(config.clip)
+    visual_encoder = MaskTokenEncoder.from_clip(
+        clip.model.visual, image_size=config.image_size, query_projection=config.query_projection
+    )
+    seve = SEVE(
+        config.seve,
+        width=visual_encoder.width,
+        text_width=visual_encoder.output_width,
+        layers=len(visual_encoder.blocks),
+    )
+    model = FISA(
+        visual_encoder=visual_encoder,
+        seve=seve if config.seve.enabled else None,
+        adapter=DistributionAdapter(config.adapter),
+        clip=clip.facts,
+        bias=config.adapter.bias,
+        cls_key=config.cls_key,
+    )
+    freeze(model, config.trained)
+    return model, TextEncoder(clip.model, clip.tokenizer)

@@ -1,0 +1,96 @@
+"""CLIP's text tower as a classifier: a vocabulary in, class tokens out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fisa_model.vocabulary import Vocabulary
+
+PROMPTS_PER_BATCH = 128
+KEPT_NAMES = 20_000
+"""Names whose embeddings are kept for the next vocabulary; 60 MB at a width of 768."""
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTokens:
+    """A vocabulary in the space of images and texts."""
+
+    classifier: Tensor
+    """[R, D] unit rows: one a name (a class has one for each synonym)."""
+
+    class_index: Tensor
+    """[R], which class a row belongs to; `num_classes` for the row of void."""
+
+    targets: Tensor
+    """[K, D] unit rows: one a class, what SEVE reads."""
+
+    void: bool = False
+    """Whether the classifier has a row for "none of these", which SEVE never sees."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.targets)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of the class logits."""
+        return self.num_classes + self.void
+
+    def to(self, device: torch.device | str) -> "ClassTokens":
+        return ClassTokens(
+            self.classifier.to(device), self.class_index.to(device), self.targets.to(device), self.void
+        )
+
+
+class TextEncoder:
+    """The frozen text tower of a CLIP."""
+
+    def __init__(self, clip: Any, tokenizer: Tokenizer) -> None:
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self._rows: dict[tuple[str, tuple[str, ...]], Tensor] = {}
+
+    def encode(
+        self, vocabulary: Vocabulary, templates: tuple[str, ...], void: str | None = None
+    ) -> ClassTokens:
+        """Encodes every name in every template.
+
+        A name's row is the mean over its templates, as in FC-CLIP; a class is scored by its best name, and
+        read by SEVE as the mean of its names. `void` adds one more row to the classifier, as class index K.
+        """
+        if bad := [template for template in templates if "{}" not in template]:
+            raise ValueError(f"prompt template {bad[0]!r} has no {{}} for the class name")
+        owners = [k for k, category in enumerate(vocabulary.categories) for _ in category.prompt_names]
+        names = [name for category in vocabulary.categories for name in category.prompt_names]
+        if void is not None:
+            owners, names = [*owners, len(vocabulary)], [*names, void]
+        rows = self._encode_names(names, templates)
+        class_index = torch.tensor(owners, device=rows.device)
+        sums = rows.new_zeros(len(vocabulary) + (void is not None), rows.shape[1])
+        targets = F.normalize(sums.index_add(0, class_index, rows), dim=-1)[: len(vocabulary)]
+        return ClassTokens(rows, class_index, targets, void is not None)
+
+    def _encode_names(self, names: Sequence[str], templates: tuple[str, ...]) -> Tensor:
+        """-> [R, D] unit rows, each the mean over the templates."""
+        if len(self._rows) > KEPT_NAMES:
+            self._rows.clear()
+        new = [name for name in dict.fromkeys(names) if (name, templates) not in self._rows]
+        if new:
+            prompts = [template.format(name) for name in new for template in templates]
+            embeddings = self._encode_prompts(prompts).view(len(new), len(templates), -1)
+            for name, row in zip(new, F.normalize(embeddings.mean(dim=1), dim=-1), strict=True):
+                self._rows[name, templates] = row
+        return torch.stack([self._rows[name, templates] for name in names])
+
+    @torch.no_grad()
+    def _encode_prompts(self, prompts: list[str]) -> Tensor:
+        device = self.clip.logit_scale.device
+        batches = [prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)]
+        features = [self.clip.encode_text(self.tokenizer(batch).to(device)).float() for batch in batches]
+        return F.normalize(torch.cat(features), dim=-1)

@@ -1,0 +1,329 @@
+"""CLIP's image tower with mask tokens beside the image tokens.
+
+Image tokens run through CLIP unchanged and never see a mask or a word. Mask tokens start as copies of the
+class token and read the image tokens' keys and values, layer by layer, inside their masks. So one pass over
+an image serves any number of mask sets and vocabularies.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
+LayerNorm = Callable[[Tensor], Tensor]
+
+
+class Guide(Protocol):
+    """What changes mask tokens before they look at the image: SEVE, bound to a vocabulary."""
+
+    def __call__(self, layer: int, tokens: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor]:
+        """Tokens [B, Q, C] -> the tokens to go on with, and the input of their query projection."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """All that mask tokens need from B images; it depends on neither masks nor words."""
+
+    cls_token: Tensor
+    """[B, C], the class token before the first layer, from which mask tokens start."""
+
+    keys: list[Tensor]
+    """One [B, heads, 1 + P, C / heads] a layer."""
+
+    values: list[Tensor]
+    """One [B, heads, 1 + P, C / heads] a layer."""
+
+
+class ImageBlock(nn.Module):
+    """The weights of one transformer block of CLIP, shared with it, and the steps that are made of them."""
+
+    def __init__(
+        self, weights: Mapping[str, nn.Parameter], *, heads: int, activation: Activation, eps: float
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.activation = activation
+        self.in_proj_weight = weights["attn.in_proj_weight"]
+        self.in_proj_bias = weights["attn.in_proj_bias"]
+        self.out_proj = _linear(weights, "attn.out_proj")
+        self.ln_1 = _layer_norm(weights, "ln_1", eps)
+        self.ln_2 = _layer_norm(weights, "ln_2", eps)
+        self.c_fc = _linear(weights, "mlp.c_fc")
+        self.c_proj = _linear(weights, "mlp.c_proj")
+
+    @property
+    def width(self) -> int:
+        return self.in_proj_weight.shape[1]
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """CLIP's own query projection, [B, N, C] -> [B, N, C]."""
+        return F.linear(tokens, self.in_proj_weight[: self.width], self.in_proj_bias[: self.width])
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, N, C] -> two [B, heads, N, C / heads]."""
+        # Without the queries, so that keys and values kept for many layers do not hold their memory too.
+        both = F.linear(tokens, self.in_proj_weight[self.width :], self.in_proj_bias[self.width :])
+        keys, values = both.chunk(2, dim=-1)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
+
+    def finish(
+        self, tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Attention and MLP with their residuals: tokens and queries [B, N, C] -> [B, N, C]."""
+        attended = F.scaled_dot_product_attention(
+            split_heads(queries, self.heads), keys, values, attn_mask=bias
+        )
+        tokens = tokens + self.out_proj(attended.transpose(1, 2).flatten(2))
+        hidden = self.activation(self.c_fc(self.ln_2(tokens)))
+        finished: Tensor = tokens + self.c_proj(hidden)
+        return finished
+
+
+# Token layout after https://github.com/mlpc-ucsd/MaskCLIP/blob/43049d1/maskclip/modeling/maskclip.py#L155-L178.
+# Differs from MaskCLIP: image and mask tokens attend in two calls, not in one masked sequence, and the query
+# projection of mask tokens is a trained copy (https://arxiv.org/abs/2409.16278v2, equations 1 and 2).
+class MaskTokenEncoder(nn.Module):
+    """CLIP's image tower, and mask tokens that read from it."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        blocks: list[ImageBlock],
+        *,
+        image_size: int,
+        query_projection: Literal["mask_only", "shared"] = "mask_only",
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.query_projection = query_projection
+        self.conv1_weight = weights["conv1.weight"]
+        self.class_embedding = weights["class_embedding"]
+        self.positional_embedding = nn.Parameter(
+            resize_position_embedding(weights["positional_embedding"].detach(), self.grid_size),
+            requires_grad=False,
+        )
+        self.ln_pre = _layer_norm(weights, "ln_pre", blocks[0].ln_1.eps)
+        self.blocks = nn.ModuleList(blocks)
+        self.query_projections = nn.ModuleList(_copy_of_queries(block) for block in blocks)
+        self.ln_post = _layer_norm(weights, "ln_post", blocks[0].ln_1.eps)
+        self.proj = weights["proj"]
+
+    @classmethod
+    def from_clip(
+        cls,
+        visual: nn.Module,
+        *,
+        image_size: int,
+        query_projection: Literal["mask_only", "shared"] = "mask_only",
+    ) -> "MaskTokenEncoder":
+        """Shares the weights of an open_clip image tower; only position embedding and queries are copied."""
+        weights = dict(visual.named_parameters())
+        tower = _Tower.of(visual, weights)
+        patch_size = weights["conv1.weight"].shape[-1]
+        if image_size % patch_size:
+            raise ValueError(
+                f"image_size must be a multiple of the CLIP's patch size {patch_size}, got {image_size}; "
+                f"the nearest are {image_size // patch_size * patch_size} and "
+                f"{(image_size // patch_size + 1) * patch_size}"
+            )
+        blocks = [
+            ImageBlock(
+                _below(weights, f"transformer.resblocks.{layer}."),
+                heads=tower.heads,
+                activation=tower.activation,
+                eps=tower.eps,
+            )
+            for layer in range(tower.layers)
+        ]
+        return cls(weights, blocks, image_size=image_size, query_projection=query_projection)
+
+    @property
+    def patch_size(self) -> int:
+        return self.conv1_weight.shape[-1]
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def width(self) -> int:
+        return self.class_embedding.shape[0]
+
+    @property
+    def output_width(self) -> int:
+        """Width of the space that images and texts share."""
+        return self.proj.shape[1]
+
+    @property
+    def trains_images(self) -> bool:
+        """Whether anything in the path of image tokens learns; otherwise that path runs without gradients."""
+        parts: list[nn.Parameter] = [self.conv1_weight, self.class_embedding, self.positional_embedding]
+        modules: list[nn.Module] = [self.ln_pre, self.blocks]
+        if self.query_projection == "shared":
+            modules.append(self.query_projections)
+        return any(p.requires_grad for p in parts) or any(
+            p.requires_grad for module in modules for p in module.parameters()
+        )
+
+    def encode_images(self, images: Tensor) -> ImageFeatures:
+        """[B, 3, S, S], CLIP-normalised -> keys and values of every layer."""
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_images):
+            tokens = self.embed_images(images)
+            cls_token = tokens[:, 0]
+            for layer_keys, layer_values in self._run_images(tokens):
+                keys.append(layer_keys)
+                values.append(layer_values)
+        return ImageFeatures(cls_token, keys, values)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S] -> tokens before the first layer, [B, 1 + P, C], the class token first."""
+        patches = F.conv2d(images, self.conv1_weight, stride=self.patch_size).flatten(2).transpose(1, 2)
+        cls_tokens = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+        tokens = torch.cat([cls_tokens, patches], dim=1) + self.positional_embedding
+        embedded: Tensor = self.ln_pre(tokens)
+        return embedded
+
+    def _run_images(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        shared = self.query_projection == "shared"
+        for layer, (block, projection) in enumerate(zip(self.blocks, self.query_projections, strict=True)):
+            assert isinstance(block, ImageBlock)
+            normed = block.ln_1(tokens)
+            keys, values = block.keys_values(normed)
+            yield keys, values
+            # Nothing reads image tokens after the last layer: its keys and values are enough.
+            if layer + 1 < len(self.blocks):
+                queries = projection(normed) if shared else block.queries(normed)
+                tokens = block.finish(tokens, queries, keys, values, None)
+
+    def embed_masks(self, features: ImageFeatures, bias: Tensor, guide: Guide | None = None) -> Tensor:
+        """Follows mask tokens through all layers.
+
+        Args:
+            features: of the same B images.
+            bias: [B, 1, Q, 1 + P], added to the attention of mask token q for the class token and each patch.
+            guide: what changes the tokens before they look at the image.
+
+        Returns:
+            [B, Q, D], unit rows in the space of the text embeddings.
+        """
+        tokens = features.cls_token.unsqueeze(1).expand(-1, bias.shape[2], -1)
+        layers = zip(self.blocks, self.query_projections, features.keys, features.values, strict=True)
+        for layer, (block, projection, keys, values) in enumerate(layers):
+            assert isinstance(block, ImageBlock)
+            if guide is None:
+                query_input = block.ln_1(tokens)
+            else:
+                tokens, query_input = guide(layer, tokens, block.ln_1)
+            tokens = block.finish(tokens, projection(query_input), keys, values, bias.to(keys.dtype))
+        return F.normalize((self.ln_post(tokens) @ self.proj).float(), dim=-1)
+
+
+def resize_position_embedding(embedding: Tensor, grid_size: int) -> Tensor:
+    """[1 + g * g, C] of a CLIP -> [1 + grid_size ** 2, C]; the row of the class token stays as it is."""
+    side = math.isqrt(len(embedding) - 1)
+    if side * side != len(embedding) - 1:
+        raise ValueError(f"position embedding has {len(embedding)} rows; expected 1 + a square number")
+    if side == grid_size:
+        return embedding.clone()
+    grid = embedding[1:].T.reshape(1, -1, side, side)
+    resized = F.interpolate(grid, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
+    return torch.cat([embedding[:1], resized[0].flatten(1).T])
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """[B, N, C] -> [B, heads, N, C / heads]."""
+    return tokens.view(*tokens.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tower:
+    """What the names and shapes of an image tower's weights do not say."""
+
+    layers: int
+    heads: int
+    activation: Activation
+    eps: float
+
+    @classmethod
+    def of(cls, visual: Any, weights: Mapping[str, nn.Parameter]) -> "_Tower":
+        if any(name.startswith("trunk.") for name in weights):
+            raise ValueError(
+                "this CLIP's image tower is a timm trunk, which is not supported yet; "
+                "choose an open_clip ViT such as 'ViT-L-14-336-quickgelu'"
+            )
+        layers = 1 + max(
+            (int(n.split(".")[2]) for n in weights if n.startswith("transformer.resblocks.")), default=-1
+        )
+        _refuse_other_towers(visual, set(weights), layers)
+        block = visual.transformer.resblocks[0]
+        return cls(layers, block.attn.num_heads, _activation(block.mlp), visual.ln_pre.eps)
+
+
+def _refuse_other_towers(visual: Any, names: set[str], layers: int) -> None:
+    block = ["attn.in_proj_weight", "attn.in_proj_bias"] + [
+        f"{module}.{kind}"
+        for module in ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+        for kind in ("weight", "bias")
+    ]
+    expected = {f"transformer.resblocks.{layer}.{name}" for layer in range(layers) for name in block}
+    expected |= {"conv1.weight", "class_embedding", "positional_embedding", "proj"}
+    expected |= {f"{norm}.{kind}" for norm in ("ln_pre", "ln_post") for kind in ("weight", "bias")}
+    if layers == 0 or names != expected:
+        odd = sorted(names ^ expected)[:1]
+        raise ValueError(
+            f"this CLIP's image tower is not a plain ViT (odd weight: {odd}); "
+            "choose an open_clip ViT such as 'ViT-L-14-336-quickgelu'"
+        )
+    if visual.pool_type != "tok":
+        raise ValueError(
+            f"this CLIP pools image tokens by {visual.pool_type!r}, but mask tokens copy a class token that "
+            "was trained to be the output; choose a CLIP that pools by 'tok'"
+        )
+
+
+def _activation(mlp: nn.Module) -> Activation:
+    for module in mlp.children():
+        if isinstance(module, nn.GELU):
+            return lambda x, approximate=module.approximate: F.gelu(x, approximate=approximate)  # type: ignore[misc]
+        if type(module).__name__ == "QuickGELU":
+            return _quick_gelu
+    raise ValueError(f"this CLIP's MLP has no GELU or QuickGELU: {mlp}")
+
+
+def _below(weights: Mapping[str, nn.Parameter], prefix: str) -> dict[str, nn.Parameter]:
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
+def _linear(weights: Mapping[str, nn.Parameter], name: str) -> nn.Linear:
+    weight = weights[f"{name}.weight"]
+    # Made on the meta device: its own weights would be thrown away.
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = weight, weights[f"{name}.bias"]
+    return layer
+
+
+def _layer_norm(weights: Mapping[str, nn.Parameter], name: str, eps: float) -> nn.LayerNorm:
+    weight = weights[f"{name}.weight"]
+    layer = nn.LayerNorm(weight.shape[0], eps=eps, device="meta")
+    layer.weight, layer.bias = weight, weights[f"{name}.bias"]
+    return layer
+
+
+def _copy_of_queries(block: ImageBlock) -> nn.Linear:
+    width = block.width
+    layer = nn.Linear(width, width, device="meta")
+    layer.weight = nn.Parameter(block.in_proj_weight[:width].detach().clone())
+    layer.bias = nn.Parameter(block.in_proj_bias[:width].detach().clone())
+    return layer

@@ -1,0 +1,207 @@
+"""Weights on disk: the CLIP that is adapted, and the few tensors that FISA trained on it."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fisa_model.config import LOCAL_DIR, TOY_CLIP, AdapterConfig, CLIPConfig, FISAConfig, SEVEConfig
+from fisa_model.text_encoder import Tokenizer
+
+if TYPE_CHECKING:
+    from fisa_model.fisa import FISA
+
+logger = logging.getLogger(__name__)
+
+TOY_CLIP_PATH = Path(__file__).parent / "assets" / "toy_clip"
+BPE_NAME = "bpe.txt.gz"
+HUB = "hf-hub:"
+FORMAT = "fisa-1"
+_BYTES_PER_CHUNK = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CLIPFacts:
+    """What a model must remember of its CLIP."""
+
+    digest: str
+    """SHA-256 over the names and bytes of all its weights."""
+
+    logit_scale: float
+    """Factor on cosines, at most 100."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCLIP:
+    model: Any
+    """An open_clip model, frozen."""
+
+    tokenizer: Tokenizer
+    facts: CLIPFacts
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFISA:
+    """A weights file in memory."""
+
+    path: Path
+    config: FISAConfig
+    clip_digest: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    def load_into(self, model: "FISA") -> None:
+        """Puts the trained tensors into a model that was built from `config`."""
+        if model.clip.digest != self.clip_digest:
+            raise ValueError(
+                f"{self.path}: trained on a CLIP with digest {self.clip_digest[:12]}, but "
+                f"{self.config.clip.model!r} as loaded has {model.clip.digest[:12]}; "
+                "load the CLIP that these weights were trained on"
+            )
+        parameters = _trained(model)
+        if odd := sorted(parameters.keys() ^ self.tensors.keys()):
+            raise ValueError(
+                f"{self.path}: tensor {odd[0]!r} (of {len(odd)}) is in only one of the file and the model; "
+                "was the file written by another preset?"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if parameter.shape != self.tensors[name].shape:
+                    raise ValueError(
+                        f"{self.path}: {name!r} has shape {list(self.tensors[name].shape)}, the model's has "
+                        f"{list(parameter.shape)}; was the file written by another preset?"
+                    )
+                parameter.copy_(self.tensors[name])
+
+
+def load_clip(config: CLIPConfig) -> LoadedCLIP:
+    """Loads a CLIP through open_clip, frozen and in evaluation mode."""
+    name = f"{LOCAL_DIR}{TOY_CLIP_PATH}" if config.model == TOY_CLIP else config.model
+    _check_source(name, config.weights)
+    if config.weights is None and not config.is_local:
+        logger.warning("CLIP %s has no weights given and starts from random ones", config.model)
+    try:
+        model = open_clip.create_model(name, config.weights)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"CLIP {config.model!r} with weights {config.weights!r} could not be loaded: {error}"
+        ) from error
+    model = model.eval().requires_grad_(requires_grad=False)
+    visual: Any = model.visual
+    facts = CLIPFacts(
+        digest=digest_of(model),
+        logit_scale=min(float(model.logit_scale.exp()), 100.0),
+        mean=tuple(visual.image_mean),
+        std=tuple(visual.image_std),
+    )
+    return LoadedCLIP(model, _load_tokenizer(name), facts)
+
+
+def _check_source(name: str, weights: str | None) -> None:
+    if name.startswith(LOCAL_DIR):
+        folder = Path(name.removeprefix(LOCAL_DIR))
+        if not (folder / "open_clip_config.json").is_file():
+            raise ValueError(
+                f"{folder}: no open_clip_config.json there; give the folder of an open_clip model"
+            )
+        # open_clip would also read pickles, and start from random weights where there are none.
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError(f"{folder}: no open_clip_model.safetensors there; give a folder with weights")
+        return
+    if name.startswith(HUB):
+        return
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(
+            f"unknown CLIP {name!r}; choose one of open_clip.list_models(), such as 'ViT-L-14-336-quickgelu'"
+        )
+    # The published weights of OpenAI want QuickGELU; under plain GELU they load and are silently worse.
+    tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
+    if tag and bool(tag.get("quick_gelu", False)) != bool(config.get("quick_gelu", False)):
+        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+        raise ValueError(
+            f"weights {weights!r} do not fit the activation of {name!r}; use the model {other!r}"
+        )
+
+
+def _load_tokenizer(name: str) -> Tokenizer:
+    bpe_path = Path(name.removeprefix(LOCAL_DIR)) / BPE_NAME
+    if name.startswith(LOCAL_DIR) and bpe_path.is_file():
+        tokenizer: Tokenizer = open_clip.get_tokenizer(name, bpe_path=str(bpe_path))
+    else:
+        tokenizer = open_clip.get_tokenizer(name)
+    return tokenizer
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 over all weights of a model, by sorted name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        for part in flat.split(_BYTES_PER_CHUNK):
+            digest.update(memoryview(part.numpy()))
+    return digest.hexdigest()
+
+
+def save_fisa(
+    path: Path | str, model: "FISA", config: FISAConfig, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes the trained tensors, with the config and the CLIP's digest in the header.
+
+    `metadata` is any text to keep with them, such as the names that were seen in training.
+    """
+    header = {
+        **(metadata or {}),
+        "format": FORMAT,
+        "fisa_config": json.dumps(asdict(config), sort_keys=True),
+        "clip_digest": model.clip.digest,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
+    save_file(tensors, path, metadata=header)
+
+
+def read_fisa(path: Path | str) -> SavedFISA:
+    """Reads a file that `save_fisa` wrote, without building the model."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give the weights that a training run wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+    if metadata.pop("format", None) != FORMAT:
+        raise ValueError(f"{path}: not written by FISA; give the weights that a training run wrote")
+    config = _config_from_json(json.loads(metadata.pop("fisa_config")))
+    return SavedFISA(path, config, metadata.pop("clip_digest"), tensors, metadata)
+
+
+def _config_from_json(fields: dict[str, Any]) -> FISAConfig:
+    return FISAConfig(
+        **fields
+        | {
+            "clip": CLIPConfig(**fields["clip"]),
+            "seve": SEVEConfig(**fields["seve"]),
+            "adapter": AdapterConfig(**fields["adapter"]),
+        }
+    )
+
+
+def _trained(model: "FISA") -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

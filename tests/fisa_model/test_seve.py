@@ -1,0 +1,93 @@
+"""Mask tokens ask class tokens: a set of words, read through the query only."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from fisa_model.config import FISAConfig, SEVEConfig
+from fisa_model.fisa import FISA, build_fisa
+from fisa_model.seve import SEVE
+from fisa_model.text_encoder import ClassTokens
+
+
+def randomise_values(model: FISA, scale: float = 1.0) -> None:
+    assert model.seve is not None
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for extraction in model.seve.extractions:
+            extraction.value.weight.copy_(
+                scale * torch.randn(extraction.value.weight.shape, generator=generator)
+            )
+
+
+def without_seve(config: FISAConfig) -> FISAConfig:
+    return dataclasses.replace(config, seve=SEVEConfig(enabled=False))
+
+
+def test_zero_values_leave_the_frozen_baseline(
+    config: FISAConfig, model: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens
+) -> None:
+    baseline, _ = build_fisa(without_seve(config))
+    assert torch.equal(
+        model(images, proposals, class_tokens).class_logits,
+        baseline(images, proposals, class_tokens).class_logits,
+    )
+
+
+def test_order_of_class_tokens_does_not_matter(
+    model: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens
+) -> None:
+    randomise_values(model)
+    shuffled = dataclasses.replace(class_tokens, targets=class_tokens.targets[[2, 0, 3, 1]])
+    torch.testing.assert_close(
+        model(images, proposals, shuffled).class_logits,
+        model(images, proposals, class_tokens).class_logits,
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+def test_saying_every_word_twice_changes_nothing(class_tokens: ClassTokens) -> None:
+    seve = SEVE(SEVEConfig(query_width=8, heads=2, init="random"), width=32, text_width=24, layers=2)
+    tokens = torch.randn(2, 5, 32)
+    once = seve.guide(class_tokens.targets)(0, tokens, torch.nn.Identity())[1]
+    twice = seve.guide(class_tokens.targets.repeat(2, 1))(0, tokens, torch.nn.Identity())[1]
+    torch.testing.assert_close(once, twice, atol=1e-5, rtol=0)
+
+
+def test_words_reach_the_query_the_stream_or_replace_the_token(class_tokens: ClassTokens) -> None:
+    tokens = torch.randn(2, 5, 32)
+    outputs = {}
+    for residual in ("query", "replace", "stream"):
+        torch.manual_seed(0)
+        config = SEVEConfig(query_width=8, heads=2, init="random", residual=residual)  # type: ignore[arg-type]
+        guide = SEVE(config, width=32, text_width=24, layers=2).guide(class_tokens.targets)
+        outputs[residual] = guide(1, tokens, torch.nn.Identity())
+    answer = outputs["replace"][1]
+    assert torch.equal(outputs["query"][0], tokens)
+    assert torch.equal(outputs["query"][1], tokens + answer)
+    assert torch.equal(outputs["replace"][0], tokens)
+    assert torch.equal(outputs["stream"][0], tokens + answer)
+
+
+def test_one_set_of_projections_or_one_a_layer() -> None:
+    sizes = {
+        share: sum(
+            p.numel()
+            for p in SEVE(
+                SEVEConfig(query_width=8, heads=2, share=share),  # type: ignore[arg-type]
+                width=32,
+                text_width=24,
+                layers=3,
+            ).parameters()
+        )
+        for share in ("all", "per_layer")
+    }
+    assert sizes["per_layer"] == 3 * sizes["all"]
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="must divide the encoder's width 30, got 4"):
+        SEVE(SEVEConfig(), width=30, text_width=24, layers=1)
