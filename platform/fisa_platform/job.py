@@ -1,0 +1,138 @@
+"""A job: one stage with its config and its compute, and what a stage is given and gives back."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fisa_platform.compute import Compute
+from fisa_platform.decode import join_path
+from fisa_platform.manifest import PendingVersion
+
+
+class StageContext:
+    """The surroundings of one run of a stage."""
+
+    def __init__(self, *, output: PendingVersion | None, progress: Callable[[str], None]) -> None:
+        self._output = output
+        self.progress = progress
+        """Shows one line about how far the stage is."""
+
+    @property
+    def output(self) -> PendingVersion:
+        """Where to write: everything goes below `output.uri`, and the runner commits it afterwards."""
+        if self._output is None:
+            raise RuntimeError("this stage writes no version; its config has no output_uri")
+        return self._output
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageResult:
+    """What the runner writes into the manifest after a stage."""
+
+    rows: int | None = None
+    """Rows of the stage's main table."""
+
+    vocabulary: Sequence[Mapping[str, Any]] | None = None
+    """Categories in COCO's form."""
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that only this stage knows."""
+
+    message: str | None = None
+    """Shown at the end of the job, also when the stage was up to date."""
+
+    files: Sequence[str] | None = None
+    """URIs of the data files below `output.version_uri`; nothing means everything below `output.uri`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One row of the stage table."""
+
+    config: type
+    """The dataclass that `config:` of a spec is decoded into."""
+
+    run: Callable[[Any, Compute, StageContext], StageResult]
+
+    uses_ray: bool = field(default=True, kw_only=True)
+    """The runner connects to Ray first."""
+
+    versioned: bool = field(default=True, kw_only=True)
+    """Writes a version at `config.output_uri`, and is skipped when that is there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A decoded spec."""
+
+    stage_name: str
+    stage: Stage
+    config: Any
+    """An instance of `stage.config`; its locations are absolute."""
+
+    compute: Compute
+
+    @property
+    def output_uri(self) -> str | None:
+        """Where the job's version goes."""
+        return str(self.config.output_uri) if self.stage.versioned else None
+
+    def input_uris(self) -> dict[str, str]:
+        """Dotted field name and location of everything the job reads."""
+        found: dict[str, str] = {}
+
+        def record(path: str, uri: str) -> str:
+            if path.rsplit(".", 1)[-1] != "output_uri":
+                found[path] = uri
+            return uri
+
+        map_uris(self.config, record)
+        return found
+
+    def with_inputs(self, locations: Mapping[str, str]) -> Any:
+        """The config with locations replaced, by their dotted names."""
+        return map_uris(self.config, lambda path, uri: locations.get(path, uri))
+
+
+def map_uris(
+    value: Any, change: Callable[[str, str], str], path: str = "", *, is_location: bool = False
+) -> Any:
+    """A copy of a config in which every location is `change(dotted name, location)`.
+
+    Locations are the strings in fields named `..._uri`, and in lists or mappings in fields named `..._uris`.
+    """
+    if isinstance(value, str):
+        return change(path, value) if is_location else value
+    if isinstance(value, list | tuple):
+        items = (map_uris(v, change, f"{path}[{i}]", is_location=is_location) for i, v in enumerate(value))
+        return type(value)(items)
+    if isinstance(value, Mapping):
+        return {k: map_uris(v, change, join_path(path, k), is_location=is_location) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, Job | type):
+        names = [member.name for member in dataclasses.fields(value) if member.init]
+        changed = {
+            name: map_uris(
+                getattr(value, name),
+                change,
+                join_path(path, name),
+                is_location=name.endswith(("_uri", "_uris")),
+            )
+            for name in names
+        }
+        return dataclasses.replace(value, **changed)
+    return value
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return plain
+
+
+def without_uris(plain: Any) -> Any:
+    """Plain JSON values without any location, for which digests of the inputs stand."""
+    if isinstance(plain, dict):
+        return {k: without_uris(v) for k, v in plain.items() if not k.endswith(("_uri", "_uris"))}
+    return [without_uris(item) for item in plain] if isinstance(plain, list) else plain

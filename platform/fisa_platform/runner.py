@@ -1,0 +1,166 @@
+"""Plans and runs jobs: finds what each reads, skips what is up to date, commits what it wrote."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fisa_platform import compute, manifest, storage
+from fisa_platform.job import Job, StageContext, to_json, without_uris
+from fisa_platform.manifest import Input, Version
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How one job ended."""
+
+    name: str
+    version: Version | None
+    """The committed version; None for a stage that writes none."""
+
+    ran: bool
+    """False when the version was there already."""
+
+    seconds: float
+    message: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What one job would do, found without running it."""
+
+    name: str
+    job: Job
+    reads: dict[str, str]
+    """Dotted field name, and the location with its state in words."""
+
+    state: str
+    """"done", "to run" or "not ready", in words for a person."""
+
+    problems: list[str]
+    """What would stop the job."""
+
+
+def run_jobs(jobs: Mapping[str, Job], progress: Callable[[str], None]) -> list[Outcome]:
+    """Run jobs in order; a later job reads exactly the versions that earlier ones made."""
+    outcomes: list[Outcome] = []
+    made: dict[str, Version] = {}
+    for number, (name, job) in enumerate(jobs.items(), start=1):
+        label = f"[{number}/{len(jobs)}] {name}: " if len(jobs) > 1 else ""
+        try:
+            outcome = _run_job(name, job, made, partial(_labelled, progress, label))
+        except Exception as error:
+            error.add_note(f"in the step {name!r}")
+            raise
+        outcomes.append(outcome)
+        if outcome.version is not None and job.output_uri is not None:
+            made[job.output_uri] = outcome.version
+    return outcomes
+
+
+def plan_jobs(jobs: Mapping[str, Job]) -> list[Plan]:
+    """What `run_jobs` would do; looks at inputs and outputs, writes nothing."""
+    plans: list[Plan] = []
+    made: dict[str, Version | None] = {}
+    for name, job in jobs.items():
+        plan, version = _plan_job(name, job, made)
+        plans.append(plan)
+        if job.output_uri is not None:
+            made[job.output_uri] = version
+    return plans
+
+
+def _labelled(progress: Callable[[str], None], label: str, line: str) -> None:
+    progress(label + line)
+
+
+def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callable[[str], None]) -> Outcome:
+    started = time.monotonic()
+    inputs = {path: _read_input(uri, made) for path, uri in job.input_uris().items()}
+    config = job.with_inputs({path: value.uri for path, value in inputs.items()})
+    output_uri = job.output_uri
+    pending = None
+    if output_uri is not None:
+        fingerprint = _fingerprint(job, inputs)
+        version = manifest.find_version(storage.join(output_uri, fingerprint))
+        if version is not None:
+            manifest.publish(output_uri, version)
+            progress(f"up to date (version {fingerprint})")
+            message = version.manifest.extra.get("message")
+            return Outcome(name=name, version=version, ran=False, seconds=0.0, message=message)
+        pending = manifest.new_version(output_uri, fingerprint)
+    if job.stage.uses_ray:
+        compute.connect()
+    progress("started" if pending is None else f"started (version {pending.fingerprint})")
+    result = job.stage.run(config, job.compute, StageContext(output=pending, progress=progress))
+    seconds = time.monotonic() - started
+    version = None
+    if pending is not None:
+        version = manifest.commit(
+            pending,
+            stage=job.stage_name,
+            config=to_json(config),
+            inputs=inputs,
+            seconds=seconds,
+            rows=result.rows,
+            vocabulary=result.vocabulary,
+            extra={**result.extra, **({"message": result.message} if result.message else {})},
+            files=result.files,
+        )
+    progress(f"finished in {seconds:.1f} s" + (f", {result.rows} rows" if result.rows is not None else ""))
+    return Outcome(name=name, version=version, ran=True, seconds=seconds, message=result.message)
+
+
+def _fingerprint(job: Job, inputs: Mapping[str, Input]) -> str:
+    return manifest.fingerprint_of(job.stage_name, without_uris(to_json(job.config)), inputs)
+
+
+def _read_input(uri: str, made: Mapping[str, Version]) -> Input:
+    version = made.get(uri) or manifest.find_version(uri)
+    if version is not None:
+        return Input(uri=version.uri, digest=version.digest)
+    return Input(uri=uri, digest=storage.fingerprint(uri))
+
+
+def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[Plan, Version | None]:
+    inputs: dict[str, Input] = {}
+    reads: dict[str, str] = {}
+    problems: list[str] = []
+    input_uris = job.input_uris()
+    known = {uri: version for uri, version in made.items() if version is not None}
+    for path, uri in input_uris.items():
+        if uri in made and made[uri] is None:
+            reads[path] = f"{uri} (written by an earlier step)"
+            continue
+        try:
+            inputs[path] = _read_input(uri, known)
+            reads[path] = f"{uri} (there)"
+        except (OSError, ValueError) as error:
+            reads[path] = f"{uri} (missing)"
+            problems.append(f"config.{path}: {error}")
+    version = None
+    if job.output_uri is not None:
+        try:
+            _check_writable(job.output_uri)
+            if len(inputs) == len(input_uris):
+                version = manifest.find_version(storage.join(job.output_uri, _fingerprint(job, inputs)))
+        except (OSError, ValueError) as error:
+            problems.append(f"config.output_uri: {error}")
+    state = f"done (version {version.fingerprint})" if version else "not ready" if problems else "to run"
+    return Plan(name=name, job=job, reads=reads, state=state, problems=problems), version
+
+
+def _check_writable(output_uri: str) -> None:
+    """Refuse a folder that cannot be made and, by looking there, a bucket that cannot be reached."""
+    storage.exists(output_uri)
+    if not storage.is_local(output_uri):
+        return
+    folder = Path(output_uri)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"{output_uri}: cannot be written, {folder} is no folder with write access; choose another"
+        )

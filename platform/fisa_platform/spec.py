@@ -1,0 +1,184 @@
+"""Job specs: a YAML file becomes a `Job`, or every mistake in it becomes one sentence."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fisa_platform import storage
+from fisa_platform.compute import Compute
+from fisa_platform.decode import DecodeError, Mistake, decode, join_path, shown, suggestion, unknown_field
+from fisa_platform.job import Job, map_uris
+from fisa_platform.stages import STAGES
+from fisa_platform.yaml_source import YamlSource, read_yaml
+
+KEYS = ("stage", "config", "compute")
+PIPELINE = "pipeline"
+
+
+class SpecError(ValueError):
+    """Every mistake of one spec, each a sentence with its place."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Read a spec file; `overrides` are texts like `config.iterations=100`.
+
+    Raises:
+        SpecError: with every mistake.
+    """
+    source = YamlSource(None)
+    try:
+        source = read_yaml(_read_text(Path(path)))
+        if source.data is None:
+            raise DecodeError([Mistake("", f"the file holds no spec; write the keys {', '.join(KEYS)}")])
+        return job_from_data(apply_overrides(source.data, overrides))
+    except DecodeError as error:
+        raise SpecError([_sentence(str(path), m, source, overrides) for m in error.mistakes]) from error
+
+
+def job_from_data(raw: object) -> Job:
+    """Decode a spec's plain data.
+
+    Raises:
+        DecodeError: with every mistake.
+    """
+    return _decode_job(raw, "")
+
+
+def apply_overrides(raw: object, overrides: Sequence[str]) -> object:
+    """A copy of a spec's plain data with values set by texts like `config.iterations=100`."""
+    data = copy.deepcopy(raw)
+    for override in overrides:
+        place, equals, text = override.partition("=")
+        keys = place.strip().split(".")
+        if not equals or not all(keys):
+            message = (
+                f"expected a dotted name, '=' and a value, got {override!r}; write it like config.seed=1"
+            )
+            raise DecodeError([Mistake("", f"--set: {message}")])
+        target = data
+        for key in keys[:-1]:
+            target = target.setdefault(key, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            message = f"cannot be set, as something above it is no mapping (the value given is {text!r})"
+            raise DecodeError([Mistake(place, f"{message}; set the whole value above it")])
+        target[keys[-1]] = read_yaml(text).data
+    return data
+
+
+def _decode_job(raw: object, path: str) -> Job:
+    if not isinstance(raw, Mapping):
+        accepted = f"a mapping with the keys {', '.join(KEYS)}"
+        message = f"expected {accepted}, got {shown(raw)}; write 'stage: ...' below it"
+        raise DecodeError([Mistake(path, message)])
+    mistakes = [
+        Mistake(join_path(path, key), unknown_field(raw[key], str(key), KEYS))
+        for key in raw
+        if key not in KEYS
+    ]
+    compute = Compute()
+    try:
+        compute = decode(Compute, raw.get("compute", {}), join_path(path, "compute"))
+    except DecodeError as error:
+        mistakes += error.mistakes
+    config: object = None
+    stage_name = raw.get("stage")
+    refusal = _refuse_stage(raw, is_step=bool(path))
+    if refusal:
+        mistakes.append(Mistake(join_path(path, "stage"), refusal))
+    else:
+        try:
+            config = _decode_config(str(stage_name), raw.get("config", {}), join_path(path, "config"))
+        except DecodeError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise DecodeError(mistakes)
+    return Job(stage_name=str(stage_name), stage=STAGES[str(stage_name)], config=config, compute=compute)
+
+
+def _refuse_stage(raw: Mapping[str, Any], *, is_step: bool) -> str | None:
+    """What is wrong with the stage that a spec or a step names."""
+    names = [name for name in STAGES if not (is_step and name == PIPELINE)]
+    name = raw.get("stage")
+    if "stage" not in raw:
+        return f"required, but missing; add 'stage', one of {', '.join(names)}"
+    if name not in names:
+        hint = suggestion(str(name), names) or "; choose one of these"
+        return f"unknown stage {shown(name)}, accepted are {', '.join(names)}{hint}"
+    if name == PIPELINE and "compute" in raw:
+        return f"a pipeline has no compute of its own (got {shown(raw['compute'])}); move it into its steps"
+    return None
+
+
+def _decode_config(stage_name: str, raw: object, path: str) -> object:
+    if stage_name == PIPELINE:
+        raw = _expand_output_uri(raw, path)
+    kind: type[object] = STAGES[stage_name].config
+    config = decode(kind, raw, path, custom={Job: _decode_job})
+    # Workers run in other folders, so a relative location would mean another place there.
+    return map_uris(config, lambda _, uri: storage.make_absolute(uri))
+
+
+def _expand_output_uri(raw: object, path: str) -> object:
+    """The pipeline's config with its `output_uri` put where its steps say `${output_uri}`."""
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("output_uri"), str):
+        return raw
+    mistakes: list[Mistake] = []
+
+    def expand(value: Any, place: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: expand(item, join_path(place, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [expand(item, f"{place}[{i}]") for i, item in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        text = value.replace("${output_uri}", raw["output_uri"].rstrip("/"))
+        if "${" in text:
+            mistakes.append(
+                Mistake(place, f"unknown name in {shown(value)}, accepted is ${{output_uri}}; correct it")
+            )
+        return text
+
+    expanded = {**raw, "steps": expand(raw.get("steps"), join_path(path, "steps"))} if "steps" in raw else raw
+    if mistakes:
+        raise DecodeError(mistakes)
+    return expanded
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        folder = path.parent
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        problem = "is a folder, not a spec" if path.is_dir() else "no such file"
+        raise DecodeError([Mistake("", problem + (suggestion(path.name, names) or "; check the path"))])
+    data = path.read_bytes()
+    if b"\r\n" in data:
+        message = (
+            "has Windows line ends (CRLF), with which its first line cannot run it; save it with LF line ends"
+        )
+        raise DecodeError([Mistake("", message)])
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text (byte {data[error.start]:#04x} at {error.start}); save it as UTF-8"
+        raise DecodeError([Mistake("", message)]) from error
+
+
+def _sentence(spec_path: str, mistake: Mistake, source: YamlSource, overrides: Sequence[str]) -> str:
+    """File and line, or the `--set`, that made the mistake; then its dotted path and what is wrong."""
+    origin = spec_path
+    set_by = [o for o in overrides if f"{mistake.path}.".startswith(o.partition("=")[0].strip() + ".")]
+    # What a config's own check refuses starts with the field's name.
+    first_word = re.match(r"\w*", mistake.message)
+    field_path = join_path(mistake.path, first_word.group() if first_word else "")
+    line = source.lines.get(field_path) or source.line_of(mistake.path)
+    if set_by:
+        origin = f"{spec_path} with --set {set_by[-1]}"
+    elif line is not None and mistake.path:
+        origin = f"{spec_path}:{line}"
+    return f"{origin}: {mistake.path}: {mistake.message}" if mistake.path else f"{origin}: {mistake.message}"

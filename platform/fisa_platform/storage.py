@@ -1,0 +1,257 @@
+"""Local folders and buckets behind one set of functions; every location is a `str` that ends in `_uri`.
+
+Control files (manifests, pointers, weights) go through fsspec; rows in bulk through `pyarrow_filesystem`.
+Standard variables configure a bucket: AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...
+"""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import pyarrow.fs
+
+
+class StorageError(OSError):
+    """A location that cannot be used, with the reason and the next step."""
+
+
+def make_absolute(uri: str) -> str:
+    """The same location without dependence on the current directory; a bucket's address is left as it is."""
+    if uri.startswith("file://"):
+        uri = uri.removeprefix("file://")
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *names: str) -> str:
+    """`uri/name/name`."""
+    return "/".join([uri.rstrip("/"), *(name.strip("/") for name in names)])
+
+
+def is_local(uri: str) -> bool:
+    """True when the location is on a mounted disk."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def exists(uri: str) -> bool:
+    """True when a file, or a folder with something in it, is there; a missing bucket is an error."""
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        try:
+            found = bool(filesystem.exists(path))
+        except PermissionError:
+            # A HEAD request does not say why; a listing does.
+            filesystem.call_s3("list_objects_v2", Bucket=path.split("/")[0], MaxKeys=1)
+            raise
+        if not found and uri.startswith("s3://"):
+            filesystem.call_s3("list_objects_v2", Bucket=path.split("/")[0], MaxKeys=1)
+        return found
+
+
+def list_dir(uri: str) -> list[str]:
+    """Names directly below a folder, sorted; empty for a folder that is absent."""
+    return sorted(name for name, _ in _entries(uri))
+
+
+def list_files(uri: str) -> dict[str, int]:
+    """Every file below a folder at any depth: path relative to it, and size in bytes."""
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        root = filesystem._strip_protocol(path).rstrip("/")
+        found = filesystem.find(root, detail=True) if filesystem.exists(root) else {}
+        return {name[len(root) :].lstrip("/"): int(info["size"]) for name, info in sorted(found.items())}
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file."""
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        return cast(bytes, filesystem.cat_file(path))
+
+
+def open_input(uri: str) -> BinaryIO:
+    """A file opened for reading, for what is too large for `read_bytes`."""
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        return cast(BinaryIO, filesystem.open(path, "rb"))
+
+
+def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        FileExistsError: with `exclusive`, when the file is already there.
+    """
+    with _clear_errors(uri):
+        if is_local(uri):
+            _write_local(Path(make_absolute(uri)), data, exclusive=exclusive)
+            return
+        filesystem, path = _open_filesystem(uri)
+        if exclusive and filesystem.exists(path):
+            raise FileExistsError(uri)
+        # Between the look above and the write, If-None-Match decides, on servers that know it.
+        filesystem.pipe_file(path, data, mode="create" if exclusive else "overwrite")
+
+
+def read_json(uri: str) -> Any:
+    """The content of a JSON file."""
+    try:
+        return json.loads(read_bytes(uri))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{uri}: not valid JSON ({error}); was the file cut or edited by hand?") from error
+
+
+def write_json(uri: str, value: object, *, exclusive: bool = False) -> None:
+    """Write `value` as indented JSON; `exclusive` as in `write_bytes`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(uri, text.encode() + b"\n", exclusive=exclusive)
+
+
+def download(uri: str, path: Path) -> Path:
+    """Copy a file to a local path."""
+    with _clear_errors(uri):
+        filesystem, remote_path = _open_filesystem(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        filesystem.get_file(remote_path, str(path))
+    return path
+
+
+def upload(path: Path, uri: str) -> None:
+    """Copy a local file to a location, replacing what is there."""
+    with _clear_errors(uri):
+        filesystem, remote_path = _open_filesystem(uri)
+        if is_local(uri):
+            filesystem.makedirs(remote_path.rsplit("/", 1)[0], exist_ok=True)
+        filesystem.put_file(str(path), remote_path)
+
+
+def fingerprint(uri: str) -> str:
+    """Hex digest that changes when the data there changes, without reading it.
+
+    A file counts by size and time of change (or ETag), a folder by the names and sizes of its files.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if not exists(uri):
+        raise FileNotFoundError(f"{uri}: nothing is there; check the path, or write it first")
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        info = filesystem.info(path)
+        if info["type"] == "directory":
+            marks: list[Any] = sorted(list_files(uri).items())
+        else:
+            stamp = info.get("ETag") or info.get("mtime") or info.get("created")
+            marks = [info["size"], str(stamp)]
+    return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+
+
+def sha256_of(uri: str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open_input(uri) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def pyarrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow filesystem of a location, and its path there."""
+    filesystem, path = _open_filesystem(uri)
+    if uri.startswith("s3://"):
+        with _clear_errors(uri):
+            return cast(tuple[pyarrow.fs.FileSystem, str], pyarrow.fs.FileSystem.from_uri(uri))
+    if is_local(uri):
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), filesystem._strip_protocol(path)
+
+
+def _entries(uri: str) -> Iterator[tuple[str, str]]:
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        with suppress(FileNotFoundError):
+            for info in filesystem.ls(path, detail=True):
+                name = info["name"].rstrip("/").rsplit("/", 1)[-1]
+                yield name, info["type"]
+
+
+def _open_filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a location, and its path there.
+
+    fsspec keeps one filesystem a process and forgets it after a fork, which s3fs would not survive.
+    """
+    if is_local(uri):
+        return fsspec.filesystem("file"), make_absolute(uri)
+    protocol, path = uri.split("://", 1)
+    if protocol == "memory":
+        return fsspec.filesystem("memory"), "/" + path
+    if protocol != "s3":
+        raise ValueError(
+            f"{uri}: unknown kind of location {protocol!r}; write a local path, file:// or s3://"
+        )
+    config: dict[str, Any] = {"connect_timeout": 5, "retries": {"max_attempts": 3, "mode": "standard"}}
+    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
+        # Servers other than AWS: bucket names in the path, and no checksums that they do not know.
+        config["s3"] = {"addressing_style": "path"}
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    return fsspec.filesystem("s3", config_kwargs=config, use_listings_cache=False), path
+
+
+def _write_local(path: Path, data: bytes, *, exclusive: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            os.link(partial, path)
+        else:
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_REASONS = {
+    "NoCredentials|Unable to locate credentials": f"no credentials were found; set {_KEYS}, or AWS_PROFILE",
+    "ProfileNotFound": "AWS_PROFILE names a profile that ~/.aws/config does not have; correct it or unset it",
+    "InvalidAccessKeyId|SignatureDoesNotMatch|InvalidSecurity|InvalidToken|ExpiredToken": (
+        f"the access key was refused; check {_KEYS}"
+    ),
+    r"AccessDenied|Forbidden|\b403\b": f"access was denied; check {_KEYS} and the key's rights there",
+    "NoSuchBucket|bucket does not exist": "there is no such bucket; check its name or create it",
+    "EndpointConnection|ConnectTimeout|ConnectionClosed|ClientConnector|Could not connect|ReadTimeout": (
+        "the server does not answer; check AWS_ENDPOINT_URL and the network"
+    ),
+}
+
+
+@contextmanager
+def _clear_errors(uri: str) -> Iterator[None]:
+    """Say in one sentence what a bucket's client reports in many ways; other errors pass unchanged."""
+    try:
+        yield
+    except (StorageError, FileExistsError):
+        raise
+    except Exception as error:
+        if "://" not in uri:
+            raise
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+            chain.append(cause)
+        text = " ".join(f"{type(e).__name__} {getattr(e, 'response', '')} {e}" for e in chain)
+        for pattern, reason in _REASONS.items():
+            if re.search(pattern, text):
+                raise StorageError(f"{uri}: {reason}") from error
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"{uri}: no such file; check the path") from error
+        raise
