@@ -22,7 +22,7 @@ def freeze(model: "FISA", trained: Literal["simo", "seve_only", "full", "none"])
     model.requires_grad_(trained == "full")
     if trained in ("simo", "seve_only"):
         for parameter in _added(model):
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad = True
     if trained == "simo":
         model.visual_encoder.query_projections.requires_grad_(requires_grad=True)
 

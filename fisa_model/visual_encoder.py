@@ -240,7 +240,7 @@ def resize_position_embedding(embedding: Tensor, grid_size: int) -> Tensor:
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """[B, N, C] -> [B, heads, N, C / heads]."""
-    return tokens.view(*tokens.shape[:-1], heads, -1).transpose(1, 2)
+    return tokens.view(*tokens.shape[:-1], heads, tokens.shape[-1] // heads).transpose(1, 2)
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
