@@ -253,6 +253,16 @@ def list_versions(output_uri: str) -> list[Version]:
     return sorted((v for v in found if v is not None), key=lambda v: v.manifest.created_at)
 
 
+def find_datasets(uri: str, depth: int = 3) -> list[str]:
+    """Every `output_uri` at or below `uri` that holds versions."""
+    if storage.exists(storage.join(uri, LATEST_NAME)):
+        return [uri]
+    if depth == 0:
+        return []
+    folders = [storage.join(uri, name) for name in storage.list_folders(uri)]
+    return [found for folder in folders for found in find_datasets(folder, depth - 1)]
+
+
 @cache
 def git_commit() -> str | None:
     """The commit of the checkout that this code runs from, if it is one."""

@@ -9,7 +9,7 @@ from typing import Any
 from fisa_platform import storage
 from fisa_platform.compute import Compute
 from fisa_platform.decode import DecodeError, Mistake, decode, join_path, shown, suggestion, unknown_field
-from fisa_platform.job import Job, map_uris
+from fisa_platform.job import Job, Stage, map_uris
 from fisa_platform.stages import STAGES
 from fisa_platform.yaml_source import YamlSource, read_yaml
 
@@ -48,6 +48,11 @@ def job_from_data(raw: object) -> Job:
         DecodeError: with every mistake.
     """
     return _decode_job(raw, "")
+
+
+def step_stages() -> dict[str, Stage]:
+    """The stages that a step of a pipeline may name."""
+    return {name: stage for name, stage in STAGES.items() if name != PIPELINE}
 
 
 def apply_overrides(raw: object, overrides: Sequence[str]) -> object:
@@ -103,7 +108,7 @@ def _decode_job(raw: object, path: str) -> Job:
 
 def _refuse_stage(raw: Mapping[str, Any], *, is_step: bool) -> str | None:
     """What is wrong with the stage that a spec or a step names."""
-    names = [name for name in STAGES if not (is_step and name == PIPELINE)]
+    names = list(step_stages() if is_step else STAGES)
     name = raw.get("stage")
     if "stage" not in raw:
         return f"required, but missing; add 'stage', one of {', '.join(names)}"

@@ -59,6 +59,11 @@ def list_dir(uri: str) -> list[str]:
     return sorted(name for name, _ in _entries(uri))
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly below a folder, sorted."""
+    return sorted(name for name, kind in _entries(uri) if kind == "directory")
+
+
 def list_files(uri: str) -> dict[str, int]:
     """Every file below a folder at any depth: path relative to it, and size in bytes."""
     with _clear_errors(uri):
@@ -243,7 +248,13 @@ def _clear_errors(uri: str) -> Iterator[None]:
     except (StorageError, FileExistsError):
         raise
     except Exception as error:
-        if "://" not in uri:
+        if is_local(uri):
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"{uri}: no such file; check the path") from error
+            if isinstance(error, OSError) and error.strerror:
+                raise StorageError(
+                    f"{uri}: {error.strerror}; choose another place or make room there"
+                ) from error
             raise
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:

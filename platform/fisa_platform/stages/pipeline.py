@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fisa_platform import runner
 from fisa_platform.compute import Compute
 from fisa_platform.job import Job, StageContext, StageResult
+from fisa_platform.text_table import text_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,16 +23,24 @@ class PipelineConfig:
             raise ValueError(
                 "steps must name at least one step, got none; add one as 'name: {stage: ..., config: ...}'"
             )
-        owners: dict[str, str] = {}
+        writers: dict[str, str] = {}
+        readers: dict[str, str] = {}
         for name, job in self.steps.items():
-            if job.output_uri is None:
+            readers.update(dict.fromkeys(job.input_uris().values(), name))
+            output_uri = job.output_uri
+            if output_uri is None:
                 continue
-            if job.output_uri in owners:
+            if output_uri in writers:
                 raise ValueError(
-                    f"steps {owners[job.output_uri]!r} and {name!r} both write {job.output_uri}; "
+                    f"steps {writers[output_uri]!r} and {name!r} both write {output_uri}; "
                     "give each step an output_uri of its own"
                 )
-            owners[job.output_uri] = name
+            if output_uri in readers:
+                raise ValueError(
+                    f"steps run as written, but {readers[output_uri]!r} reads {output_uri}, "
+                    f"which {name!r} writes later; move {name!r} up"
+                )
+            writers[output_uri] = name
 
 
 def run(config: PipelineConfig, compute: Compute, context: StageContext) -> StageResult:
@@ -47,8 +56,7 @@ def summary(outcomes: list[runner.Outcome]) -> str:
     for outcome in outcomes:
         seconds = f"{outcome.seconds:.1f}" if outcome.ran else "up to date"
         rows.append((outcome.name, seconds, outcome.version.uri if outcome.version else "-"))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{name:<{widths[0]}}  {seconds:>{widths[1]}}  {output}" for name, seconds, output in rows]
+    lines = text_table(rows)
     if not any(outcome.ran for outcome in outcomes):
         lines.append("everything is up to date")
     return "\n".join(lines)

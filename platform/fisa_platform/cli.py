@@ -1,0 +1,176 @@
+"""The command line: `fisa run | check | schema | status`; a spec alone means `run`."""
+
+import json
+import logging
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fisa_platform import manifest, storage
+from fisa_platform.job import Job
+from fisa_platform.json_schema import spec_schema
+from fisa_platform.runner import Plan, plan_jobs, run_jobs
+from fisa_platform.spec import PIPELINE, SpecError, load_job, step_stages
+from fisa_platform.stages import STAGES
+from fisa_platform.text_table import text_table
+
+COMMANDS = ("run", "check", "schema", "status")
+OUR_PACKAGES = {"fisa_platform", "fisa_model"}
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Jobs of the FISA platform.",
+)
+SpecArgument = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="A job spec, such as jobs/quickstart.yaml.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set one value, such as config.iterations=100."),
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; a mistake in a spec exits with 2, a failure that is understood with 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        arguments = ["run", *arguments]
+    _configure_logging()
+    try:
+        app(arguments, prog_name="fisa")
+    except SpecError as error:
+        _complain(error.mistakes)
+        sys.exit(2)
+    except (OSError, ValueError) as error:
+        if not raised_by_us(error):
+            raise
+        _complain([": ".join([*getattr(error, "__notes__", []), _sentence(error)])])
+        sys.exit(1)
+
+
+@app.command()
+def run(spec: SpecArgument, overrides: SetOption = None) -> None:
+    """Run a job; what is up to date is skipped."""
+    job = load_job(spec, overrides or [])
+    label = "" if job.stage_name == PIPELINE else f"{job.stage_name}: "
+    outcomes = run_jobs({spec.stem: job}, lambda line: _say(label + line))
+    for outcome in outcomes:
+        if outcome.message:
+            _say("\n" + outcome.message)
+
+
+@app.command()
+def check(
+    specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Job specs.")],
+    overrides: SetOption = None,
+) -> None:
+    """Say what jobs would read, write and need, and refuse what could not run; nothing is run."""
+    mistakes: list[str] = []
+    for spec in specs:
+        try:
+            job = load_job(spec, overrides or [])
+        except SpecError as error:
+            mistakes += error.mistakes
+            continue
+        is_pipeline = job.stage_name == PIPELINE
+        jobs: dict[str, Job] = job.config.steps if is_pipeline else {job.stage_name: job}
+        _say(f"{spec}: " + (f"a pipeline of {len(jobs)} steps" if is_pipeline else "one stage"))
+        for number, plan in enumerate(plan_jobs(jobs), start=1):
+            _say(_plan_text(number, plan))
+            place = f"{spec}: config.steps.{plan.name}." if is_pipeline else f"{spec}: "
+            mistakes += [place + problem for problem in plan.problems]
+    if mistakes:
+        raise SpecError(mistakes)
+
+
+@app.command()
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A file to write instead of the terminal.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of all job specs, for editors."""
+    text = json.dumps(spec_schema(STAGES, step_stages()), indent=2)
+    if output is None:
+        typer.echo(text)
+    else:
+        output.write_text(text + "\n", encoding="utf-8")
+        _say(f"wrote {output}")
+
+
+@app.command()
+def status(
+    uris: Annotated[
+        list[str] | None, typer.Argument(metavar="[URI...]", help="Folders; by default runs/.")
+    ] = None,
+) -> None:
+    """List the versions at or below output folders; '*' marks the latest of each."""
+    rows: list[tuple[str, ...]] = [("output", "version", "stage", "created", "rows", "seconds")]
+    for uri in uris or ["runs"]:
+        datasets = manifest.find_datasets(storage.make_absolute(uri))
+        if not datasets:
+            _say(f"{uri}: no versions there")
+        for dataset in datasets:
+            rows += _version_rows(dataset)
+    if len(rows) > 1:
+        _say("\n".join(text_table(rows)))
+
+
+def _version_rows(dataset: str) -> list[tuple[str, ...]]:
+    latest = manifest.find_version(dataset)
+    rows: list[tuple[str, ...]] = []
+    for version in manifest.list_versions(dataset):
+        mark = "*" if latest is not None and latest.uri == version.uri else ""
+        found = version.manifest
+        count = "-" if found.rows is None else str(found.rows)
+        name = f"{version.fingerprint}{mark}"
+        rows.append((dataset, name, found.stage, found.created_at, count, f"{found.seconds:.1f}"))
+    return rows
+
+
+def _plan_text(number: int, plan: Plan) -> str:
+    workers, compute = plan.job.compute.workers, plan.job.compute
+    count = f"{workers.min} to {workers.max}" if workers.min != workers.max else str(workers.max)
+    memory = f", {compute.memory_gb:g} GiB" if compute.memory_gb is not None else ""
+    lines = [f"  {number}. {plan.name} (stage {plan.job.stage_name}): {plan.state}"]
+    lines += [f"       reads   {name}: {what}" for name, what in plan.reads.items()]
+    if plan.job.output_uri is not None:
+        lines.append(f"       writes  {plan.job.output_uri}")
+    each = f"{compute.cpus_per_worker:g} CPUs, {compute.gpus_per_worker:g} GPUs{memory}"
+    lines.append(f"       needs   {count} workers, each {each}")
+    return "\n".join(lines)
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """True when our own code raised it, here or in a Ray worker, and so meant it for the person to read."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    # An exception from a worker carries its own traceback as text.
+    files += re.findall(r'File "([^"]+)", line', str(getattr(error, "traceback_str", "")))
+    return bool(files) and bool(OUR_PACKAGES.intersection(Path(files[-1]).parts))
+
+
+def _sentence(error: BaseException) -> str:
+    cause = getattr(error, "cause", None)
+    return str(cause if isinstance(cause, BaseException) else error)
+
+
+def _say(text: str) -> None:
+    Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print(text)
+
+
+def _complain(sentences: list[str]) -> None:
+    for sentence in sentences:
+        typer.echo(f"error: {sentence}", err=True)
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name in OUR_PACKAGES:
+        logging.getLogger(name).setLevel(logging.INFO)
