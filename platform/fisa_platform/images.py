@@ -1,0 +1,55 @@
+"""Encoded images: their size as seen, and their pixels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded; a decoded one takes 3 bytes a pixel."""
+
+_ORIENTATION_TAG = 0x0112
+_TURNED = (5, 6, 7, 8)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width after the EXIF orientation; decodes the pixels once, so that a cut file is found.
+
+    Raises:
+        ValueError: not an image, cut short, or too large.
+    """
+    image = _open(data)
+    turned = image.getexif().get(_ORIENTATION_TAG) in _TURNED
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image cannot be decoded: {error}") from error
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """RGB pixels [H, W, 3] after the EXIF orientation; grey, palette, CMYK and transparent images are converted.
+
+    Raises:
+        ValueError: not an image, cut short, or too large.
+    """
+    image = _open(data)
+    try:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image cannot be decoded: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"not an image that can be read ({len(data)} bytes)") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image cannot be opened: {error}") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"image has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; scale it down")
+    return image

@@ -1,0 +1,186 @@
+"""Stage `shard`: images and their ground truth, as found, into a table of encoded images."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from fisa_platform.compute import Compute
+from fisa_platform.job import StageContext, StageResult
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fisa_platform.sources.index import Index
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CocoPanoptic:
+    """A data set in COCO panoptic form."""
+
+    images_uri: str
+    """Folder of the images."""
+
+    panoptic_uri: str
+    """Folder of the panoptic PNGs."""
+
+    json_uri: str
+    """The JSON file with images, annotations and categories."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFolder:
+    """Images without ground truth."""
+
+    images_uri: str
+    """Folder of the images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyWorld:
+    """Generated scenes."""
+
+    scenes: int
+    """How many."""
+
+    names: Literal["seen", "all"]
+    """Which names appear: those that training may use, or all."""
+
+    seed: int = 0
+    """Another seed, other scenes."""
+
+    def __post_init__(self) -> None:
+        if self.scenes < 1:
+            raise ValueError(f"scenes must be at least 1, got {self.scenes}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardConfig:
+    """Exactly one of `coco`, `folder` and `toyworld` says where the images come from."""
+
+    output_uri: str
+    """Where the table of images goes."""
+
+    coco: CocoPanoptic | None = None
+    """Images with ground truth."""
+
+    folder: ImageFolder | None = None
+    """Images without ground truth."""
+
+    toyworld: ToyWorld | None = None
+    """Generated scenes with ground truth."""
+
+    rows_per_file: int = 512
+    """Images of one Parquet file; about 80 MB for COCO."""
+
+    max_rejected_fraction: float = 0.01
+    """The job fails when more than this part of the images cannot be used."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("coco", "folder", "toyworld") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"exactly one of coco, folder and toyworld must be given, got {' and '.join(given) or 'none'}"
+            )
+        if self.rows_per_file < 1:
+            raise ValueError(f"rows_per_file must be at least 1, got {self.rows_per_file}")
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise ValueError(f"max_rejected_fraction must be 0 to 1, got {self.max_rejected_fraction}")
+
+
+def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageResult:
+    """Index the source on the driver, then read, check and write its images in Ray Data tasks."""
+    import pyarrow as pa
+    import ray.data
+
+    from fisa_platform.schema import IMAGES, INDEX
+    from fisa_platform.tables import write_tables
+
+    index = read_index(config)
+    context.progress(f"{len(index.rows)} images found")
+    rejected = [{**row, "image_uri": "", "reason": row["reason"]} for row in index.rejected]
+    table = pa.Table.from_pylist(
+        [*({**row, "reason": None} for row in index.rows), *rejected],
+        schema=pa.schema([*(f.with_nullable(True) for f in INDEX), pa.field("reason", pa.string())]),
+    )
+    blocks = max(compute.workers.max, -(-table.num_rows // config.rows_per_file))
+    images = ray.data.from_arrow(table).repartition(blocks).map_batches(
+        load_images, batch_size=16, batch_format="pyarrow", num_cpus=compute.cpus_per_worker
+    )
+    written = write_tables(images, context.output.uri, "images", IMAGES, rows_per_file=config.rows_per_file)
+    written.check(config.max_rejected_fraction)
+    return StageResult(
+        rows=written.rows,
+        vocabulary=index.vocabulary.to_json() if index.vocabulary else None,
+        extra={"rejected": written.rejected},
+        files=written.files,
+        message=written.summary,
+    )
+
+
+def read_index(config: ShardConfig) -> Index:
+    """What the source holds, before any image is opened."""
+    from fisa_platform.sources import coco, index, toyworld
+
+    if config.coco is not None:
+        return coco.read_coco_panoptic(config.coco.images_uri, config.coco.panoptic_uri, config.coco.json_uri)
+    if config.folder is not None:
+        return index.read_image_folder(config.folder.images_uri)
+    assert config.toyworld is not None
+    return toyworld.index(config.toyworld.seed, config.toyworld.scenes, config.toyworld.names)
+
+
+def load_images(batch: pa.Table) -> pa.Table:
+    """Index rows to failable rows of the images table."""
+    from fisa_platform.schema import IMAGES
+    from fisa_platform.tables import failable_table
+
+    return failable_table(IMAGES, [_load_image(row) for row in batch.to_pylist()])
+
+
+def _load_image(row: dict[str, Any]) -> dict[str, Any]:
+    from fisa_platform import storage
+    from fisa_platform.images import image_size
+    from fisa_platform.panoptic_png import decode_panoptic, panoptic_problem
+    from fisa_platform.sources import toyworld
+
+    if row["reason"]:
+        return row
+    if row["image_uri"].startswith(toyworld.URI_PREFIX):
+        return {**row, **_draw(row["image_uri"])}
+    try:
+        image = storage.read_bytes(row["image_uri"])
+        height, width = image_size(image)
+        loaded = {**row, "image": image, "height": height, "width": width}
+        if row["height"] is not None and (height, width) != (row["height"], row["width"]):
+            raise ValueError(f"image is {height} x {width} pixels, the JSON says {row['height']} x {row['width']}")
+        if row["panoptic_uri"] is not None:
+            loaded["panoptic"] = storage.read_bytes(row["panoptic_uri"])
+            ids = decode_panoptic(loaded["panoptic"])
+            problem = panoptic_problem(ids, row["segments_info"], size=(height, width))
+            if problem:
+                raise ValueError(problem)
+    except (ValueError, FileNotFoundError) as error:
+        return {**row, "reason": str(error)}
+    return loaded
+
+
+def _draw(uri: str) -> dict[str, Any]:
+    import numpy as np
+    from PIL import Image
+
+    from fisa_platform.panoptic_png import encode_panoptic
+    from fisa_platform.sources import toyworld
+
+    scene = toyworld.draw_uri(uri)
+    buffer = io.BytesIO()
+    Image.fromarray(scene.image).save(buffer, format="JPEG", quality=95)
+    areas = np.bincount(scene.ids.ravel())
+    segments = [
+        {"id": id_, "category_id": category, "area": int(areas[id_]), "iscrowd": False}
+        for id_, category in scene.category_ids.items()
+    ]
+    return {"image": buffer.getvalue(), "panoptic": encode_panoptic(scene.ids), "segments_info": segments}

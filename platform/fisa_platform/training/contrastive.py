@@ -1,0 +1,68 @@
+"""Contrastive pre-training of the toy CLIP: pictures of single objects against the words for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fisa_model.vocabulary import TEMPLATES
+from fisa_platform.sources import toyworld
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+MAX_LOGIT_SCALE = 100.0
+"""CLIP's own bound on its learned temperature."""
+
+
+class ObjectPictures(Dataset[tuple[Tensor, str, int]]):
+    """Single-object pictures [3, 96, 96] (0-1) of the toy world, each with a caption and the index of its name."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self.seed = seed
+        self.count = count
+        self.names = {name: index for index, name in enumerate(toyworld.vocabulary("all").names)}
+        self.templates = [template for templates in TEMPLATES.values() for template in templates]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        image, name = toyworld.draw_object(self.seed, index)
+        caption = self.templates[index % len(self.templates)].format(name)
+        return torch.from_numpy(image).permute(2, 0, 1).float() / 255, caption, self.names[name]
+
+
+class ContrastiveObjective(nn.Module):
+    """CLIP's symmetric cross-entropy (arXiv 2103.00020, figure 3) over a batch of pictures and captions.
+
+    Names repeat within a batch of the toy world, so every caption of a picture's name is a positive: the target is
+    uniform over them (UniCL, arXiv 2204.03610, equation 3).
+    """
+
+    def __init__(self, clip: CLIP, tokenizer: Tokenizer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, batch: tuple[Tensor, list[str], Tensor]) -> dict[str, Tensor]:
+        """Pictures [B, 3, S, S] in 0-1, B captions, names [B] -> the loss and the share of pictures named right."""
+        images, captions, names = batch
+        tokens = self.tokenizer(list(captions)).to(images.device)
+        image_features = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
+        text_features = self.clip.encode_text(tokens, normalize=True)
+        scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        logits = scale * image_features.float() @ text_features.float().T
+        same = (names[:, None] == names[None]).float()
+        targets = same / same.sum(1, keepdim=True)
+        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        found = same.gather(1, logits.argmax(1, keepdim=True)).mean()
+        return {"loss": loss, "accuracy": found.detach()}

@@ -1,0 +1,138 @@
+"""The training loop: Accelerate over any iterable of batches, reporting to any callable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """What changes while training, and what a checkpoint keeps."""
+
+    objective: nn.Module
+    """Maps a batch to a dict of scalar losses; `loss` is the one that is minimised."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    """Stepped once for each optimizer step."""
+
+    step: int = 0
+    """Optimizer steps done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    iterations: int
+    """Optimizer steps of the whole run."""
+
+    max_grad_norm: float
+    """L2 norm that gradients are scaled down to."""
+
+    accumulation: int = 1
+    """Batches of one optimizer step, on each rank."""
+
+    log_interval: int = 10
+    """Steps between two reports; each report is the mean over its interval."""
+
+    checkpoint_interval: int = 0
+    """Steps between two calls of `save`; 0 never calls it."""
+
+
+def train(
+    state: TrainingState,
+    batches: Iterable[object],
+    config: LoopConfig,
+    *,
+    accelerator: Accelerator,
+    report: Report,
+    save: Callable[[], None] | None = None,
+) -> None:
+    """Train from `state.step` to `config.iterations`.
+
+    Args:
+        state: changed in place. Its objective is wrapped for several processes here, once.
+        batches: `config.accumulation` batches for every step that is left.
+        report: gets the mean losses, "step", "learning_rate", "grad_norm", "seconds_per_batch", "data_wait_fraction" every `log_interval`.
+        save: called after a step that a checkpoint is due at, with `state` up to date.
+
+    Raises:
+        ValueError: the loss is not finite, or `batches` ends before the last step.
+    """
+    objective = accelerator.prepare_model(state.objective)
+    optimizer = accelerator.prepare_optimizer(state.optimizer)
+    trained = [parameter for parameter in state.objective.parameters() if parameter.requires_grad]
+    meter = _Meter()
+    stream = iter(batches)
+    while state.step < config.iterations:
+        for micro in range(config.accumulation):
+            batch = send_to_device(_next(stream, meter, state.step), accelerator.device)
+            last = micro == config.accumulation - 1
+            with nullcontext() if last else accelerator.no_sync(objective):
+                losses = objective(batch)
+                accelerator.backward(losses["loss"] / config.accumulation)
+            meter.add(losses)
+        grad_norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        learning_rate = state.schedule.get_last_lr()[0]
+        state.schedule.step()
+        state.step += 1
+        if state.step % config.log_interval == 0 or state.step == config.iterations:
+            report(meter.read(step=state.step, learning_rate=learning_rate, grad_norm=grad_norm))
+        if save is not None and config.checkpoint_interval and state.step % config.checkpoint_interval == 0:
+            save()
+
+
+def _next(stream: Iterator[object], meter: _Meter, step: int) -> object:
+    started = time.perf_counter()
+    try:
+        batch = next(stream)
+    except StopIteration:
+        raise ValueError(f"the batches ended at step {step}, before the last iteration") from None
+    meter.waited += time.perf_counter() - started
+    return batch
+
+
+class _Meter:
+    """Means of the losses since the last report. They stay on the device until then, so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.batches = 0
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.batches += 1
+
+    def read(self, *, step: int, learning_rate: float, grad_norm: Tensor) -> dict[str, float]:
+        row = {name: float(value) / self.batches for name, value in self.sums.items()}
+        if not torch.isfinite(torch.tensor(row["loss"])):
+            raise ValueError(f"the loss is {row['loss']} at step {step}; lower learning_rate or check the labels")
+        elapsed = time.perf_counter() - self.started
+        row |= {
+            "step": step,
+            "learning_rate": learning_rate,
+            "grad_norm": float(grad_norm),
+            "seconds_per_batch": elapsed / self.batches,
+            "data_wait_fraction": self.waited / elapsed,
+        }
+        self._reset()
+        return row
