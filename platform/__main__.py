@@ -6,6 +6,6 @@ from pathlib import Path
 # Appended, not put first: what is installed and the standard library win over names in the checkout.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from fisa_platform.cli import main  # noqa: E402
+from fisa_platform.cli import main
 
 main()

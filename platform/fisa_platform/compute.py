@@ -78,7 +78,8 @@ class Compute:
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray inside this process; once."""
-    _quiet_environment()
+    # Colour codes before every worker's line are noise in a log file.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
     import ray
 
     if ray.is_initialized():
@@ -87,22 +88,32 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         packages = {"py_modules": [str(path) for path in modules]} if modules else {}
         ray.init(runtime_env=packages, logging_level=logging.WARNING)
-        return
+    else:
+        _start_embedded([str(path.parent) for path in modules])
+    _quiet_data_log()
+
+
+def _start_embedded(source_roots: list[str]) -> None:
+    import ray
+
     # A fresh local session would write a token into the home directory (ray/_private/authentication).
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    roots = [str(path.parent) for path in modules]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *roots]))
+    # Workers inherit the path, so nothing needs to be uploaded to this same machine.
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*source_roots, *([inherited] if inherited else [])])
     # Logical cores: a small machine still needs room for a reader, a writer and the actors between them.
     cores = max(4, os.cpu_count() or 1)
     ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level=logging.WARNING)
 
 
-def default_device() -> str:
-    """The device of this worker: its GPU where Ray gave it one."""
-    import torch
+def _quiet_data_log() -> None:
+    """Keep Ray Data's plans and statistics in its log file, and only warnings on the terminal."""
+    import ray.data  # configures its handlers when imported
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    for handler in logging.getLogger(ray.data.__name__).handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
 
 
 def source_modules() -> list[Path]:
@@ -111,9 +122,3 @@ def source_modules() -> list[Path]:
     model_package = platform_package.parents[1] / "fisa_model"
     from_checkout = platform_package.parent.name == "platform" and model_package.is_dir()
     return [platform_package, model_package] if from_checkout else []
-
-
-def _quiet_environment() -> None:
-    if not sys.stderr.isatty():
-        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
