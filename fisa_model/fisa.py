@@ -1,8 +1,8 @@
 """FISA, the mask classifier: images, mask proposals and class tokens in, a class for every mask out.
 
 Shape letters, here and in the whole package: B images, Q proposals, P patches, K classes, R classifier rows
-(one for each name of a class), C width of the encoder, D width of the space of images and texts, S side of the
-square input, H W original pixels, N ground-truth segments. (The paper's m, n, t are Q, P, K.)
+(one for each name of a class), C width of the encoder, D width of the space of images and texts, S side of
+the square input, H W original pixels, N ground-truth segments. (The paper's m, n, t are Q, P, K.)
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,357 @@
+"""FISA in one object: a picture and words in, labelled segments out."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fisa_model import postprocess
+from fisa_model.config import TOY_CLIP, AdapterConfig, FISAConfig, SEVEConfig
+from fisa_model.fisa import FISA, FISAOutput, build_fisa
+from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_generator
+from fisa_model.postprocess import Instance, PanopticResult
+from fisa_model.text_encoder import ClassTokens, TextEncoder
+from fisa_model.transforms import check_image, pad_proposals, to_clip_input, to_model_proposals, to_tensor
+from fisa_model.visual_encoder import ImageFeatures
+from fisa_model.vocabulary import Vocabulary, get_templates
+from fisa_model.weights import read_fisa
+
+Picture = NDArray[np.uint8] | PIL.Image.Image | Path | str
+TEMPLATES_KEY = "templates"
+"""Where a weights file says which prompt templates it was trained with."""
+DEFAULT_TEMPLATES = "vild"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says about one image's proposals; the methods turn it into pixels."""
+
+    class_probs: Tensor
+    """[Q, K], without void."""
+
+    mask_logits: Tensor
+    """[Q, h, w], at the proposals' own resolution, after the Distribution Adapter."""
+
+    scores: Tensor
+    """[Q], the generator's objectness."""
+
+    size: tuple[int, int]
+    """(H, W) of the image."""
+
+    def panoptic(
+        self,
+        is_thing: Sequence[bool],
+        *,
+        objectness: bool = True,
+        object_threshold: float = 0.3,
+        overlap_threshold: float = 0.5,
+    ) -> PanopticResult:
+        return postprocess.panoptic(
+            self.class_probs,
+            self.mask_logits,
+            is_thing=is_thing,
+            size=self.size,
+            scores=self.scores if objectness else None,
+            object_threshold=object_threshold,
+            overlap_threshold=overlap_threshold,
+        )
+
+    def semantic(self, *, objectness: bool = True) -> NDArray[np.int32]:
+        """[H, W], the class index of every pixel; K where there is no proposal at all."""
+        return postprocess.semantic(
+            self.class_probs,
+            self.mask_logits,
+            size=self.size,
+            scores=self.scores if objectness else None,
+        )
+
+    def instance(
+        self, is_thing: Sequence[bool], *, objectness: bool = True, top_k: int = 100
+    ) -> list[Instance]:
+        return postprocess.instance(
+            self.class_probs,
+            self.mask_logits,
+            is_thing=is_thing,
+            size=self.size,
+            scores=self.scores if objectness else None,
+            top_k=top_k,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSegment:
+    id: int
+    category_id: int
+    name: str
+    score: float
+    area: int
+    bbox: tuple[int, int, int, int]
+    """x, y, width, height in pixels."""
+
+    is_thing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """A labelled picture."""
+
+    ids: NDArray[np.int32]
+    """[H, W], the segment of every pixel; 0 is void."""
+
+    segments: list[NamedSegment]
+
+    def to_coco(self) -> tuple[bytes, list[dict[str, Any]]]:
+        """COCO panoptic form: the PNG (id = R + 256 G + 65536 B) and its `segments_info`, with scores."""
+        colours = np.stack([self.ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+        png = io.BytesIO()
+        PIL.Image.fromarray(colours).save(png, format="PNG")
+        info = [
+            {
+                "id": segment.id,
+                "category_id": segment.category_id,
+                "area": segment.area,
+                "bbox": list(segment.bbox),
+                "iscrowd": 0,
+                "isthing": int(segment.is_thing),
+                "score": segment.score,
+            }
+            for segment in self.segments
+        ]
+        return png.getvalue(), info
+
+
+class FISAPredictor:
+    """A model, its words and a mask generator.
+
+    `segment` is for people; `encode_vocabulary`, `encode_images` and `predict` are its parts, for programs
+    that bring their own proposals or keep image features for another vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: FISA,
+        text_encoder: TextEncoder,
+        *,
+        generator: MaskGenerator,
+        templates: str = DEFAULT_TEMPLATES,
+    ) -> None:
+        self.model = model.eval()
+        self.text_encoder = text_encoder
+        self.generator = generator
+        self.templates = get_templates(templates)
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, generator: MaskGenerator | None = None, device: torch.device | str = "cpu"
+    ) -> "FISAPredictor":
+        """Loads trained weights, with the CLIP, the templates and the generator that belong to them."""
+        saved = read_fisa(path)
+        model, text_encoder = build_fisa(saved.config)
+        saved.load_into(model)
+        return cls(
+            model.to(device),
+            text_encoder,
+            generator=generator or default_generator(saved.config, device),
+            templates=saved.metadata.get(TEMPLATES_KEY, DEFAULT_TEMPLATES),
+        )
+
+    @classmethod
+    def baseline(
+        cls,
+        config: FISAConfig,
+        *,
+        generator: MaskGenerator | None = None,
+        templates: str = DEFAULT_TEMPLATES,
+        device: torch.device | str = "cpu",
+    ) -> "FISAPredictor":
+        """The frozen CLIP of a config with mask attention and nothing that was trained."""
+        model, text_encoder = build_fisa(baseline_of(config))
+        generator = generator or default_generator(config, device)
+        return cls(model.to(device), text_encoder, generator=generator, templates=templates)
+
+    def segment(self, image: Picture, classes: Sequence[str] | Vocabulary, **options: Any) -> Segmentation:
+        """Labels one picture; `options` are those of `segment_batch`."""
+        return self.segment_batch([image], classes, **options)[0]
+
+    def segment_batch(
+        self,
+        images: Sequence[Picture],
+        classes: Sequence[str] | Vocabulary,
+        *,
+        proposals: Sequence[MaskProposals] | None = None,
+        objectness: bool = True,
+        object_threshold: float = 0.3,
+        overlap_threshold: float = 0.5,
+    ) -> list[Segmentation]:
+        """Labels pictures of any sizes with one vocabulary, in one pass of the model."""
+        vocabulary = classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
+        arrays = [read_picture(image) for image in images]
+        if proposals is None:
+            proposals = [self.generator(array) for array in arrays]
+        predictions = self.predict(arrays, proposals, self.encode_vocabulary(vocabulary))
+        return [
+            name_segments(
+                prediction.panoptic(
+                    vocabulary.is_thing,
+                    objectness=objectness,
+                    object_threshold=object_threshold,
+                    overlap_threshold=overlap_threshold,
+                ),
+                vocabulary,
+            )
+            for prediction in predictions
+        ]
+
+    def encode_vocabulary(self, vocabulary: Vocabulary) -> ClassTokens:
+        return self.text_encoder.encode(vocabulary, self.templates).to(self.model.device)
+
+    def predict(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        proposals: Sequence[MaskProposals],
+        class_tokens: ClassTokens,
+    ) -> list[Prediction]:
+        """RGB images [H, W, 3] of any sizes and their proposals -> one prediction an image."""
+        if not images:
+            return []
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        return self.classify(self.encode_images(images), sizes, proposals, class_tokens)
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> ImageFeatures:
+        """The costly half of `predict`: features that serve any vocabulary."""
+        clip = self.model.clip
+        batch = [
+            to_clip_input(image, image_size=self.model.image_size, mean=clip.mean, std=clip.std)
+            for image in images
+        ]
+        with self._autocast():
+            return self.model.encode_images(torch.stack(batch).to(self.model.device))
+
+    @torch.inference_mode()
+    def classify(
+        self,
+        features: ImageFeatures,
+        sizes: Sequence[tuple[int, int]],
+        proposals: Sequence[MaskProposals],
+        class_tokens: ClassTokens,
+    ) -> list[Prediction]:
+        """The cheap half of `predict`: proposals of encoded images, whose sizes are (H, W), against words."""
+        if len(proposals) != len(sizes):
+            raise ValueError(
+                f"{len(sizes)} images came with proposals of {len(proposals)}; give one set an image"
+            )
+        for masks in proposals:
+            check_proposals(masks)
+        scaled = [to_model_proposals(masks, image_size=self.model.image_size) for masks in proposals]
+        padded, _ = pad_proposals(scaled)
+        padded = padded.to(self.model.device)
+        with self._autocast():
+            output = self.model.classify(features, padded, class_tokens)
+        if not torch.isfinite(output.class_logits).all():
+            raise ValueError(
+                "the model's class logits are NaN or infinite; the weights are damaged or diverged"
+            )
+        return [
+            _prediction(output, padded, i, masks, size, class_tokens.num_classes)
+            for i, (masks, size) in enumerate(zip(proposals, sizes, strict=True))
+        ]
+
+    def _autocast(self) -> torch.autocast:
+        device = self.model.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
+
+
+def _prediction(
+    output: FISAOutput,
+    inputs: Tensor,
+    row: int,
+    proposals: MaskProposals,
+    size: tuple[int, int],
+    num_classes: int,
+) -> Prediction:
+    count = len(proposals)
+    native = to_tensor(proposals.mask_logits).to(inputs.device)
+    change = (output.mask_logits[row, :count] - inputs[row, :count]).float()
+    # The adapter works at a quarter of the model's resolution; what it adds goes onto the masks as they came.
+    if count and change.any():
+        native = (
+            native
+            + F.interpolate(change[None], size=native.shape[1:], mode="bilinear", align_corners=False)[0]
+        )
+    probs = output.class_logits[row, :count].float().softmax(dim=-1)[:, :num_classes]
+    return Prediction(probs, native, to_tensor(proposals.scores).to(inputs.device), size)
+
+
+def check_proposals(proposals: MaskProposals) -> None:
+    if not np.isfinite(proposals.mask_logits).all():
+        raise ValueError("mask logits of the proposals are NaN or infinite; run the mask generator again")
+    if len(proposals) and 0 in proposals.mask_logits.shape:
+        raise ValueError(f"proposals have no pixels: mask_logits is {list(proposals.mask_logits.shape)}")
+
+
+def baseline_of(config: FISAConfig) -> FISAConfig:
+    """The same CLIP at the same size, with nothing added to it."""
+    return dataclasses.replace(
+        config, trained="none", seve=SEVEConfig(enabled=False), adapter=AdapterConfig(layers=0)
+    )
+
+
+def default_generator(config: FISAConfig, device: torch.device | str) -> MaskGenerator:
+    if config.clip.model == TOY_CLIP:
+        return load_mask_generator("felzenszwalb")
+    return load_mask_generator("mask2former", device=str(device))
+
+
+def read_picture(image: Picture) -> NDArray[np.uint8]:
+    """A path, a PIL image or an RGB array -> RGB [H, W, 3], upright."""
+    if isinstance(image, np.ndarray):
+        check_image(image)
+        return image
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise ValueError(f"{image}: no such image file")
+        with PIL.Image.open(image) as opened:
+            return read_picture(opened)
+    array = np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+    check_image(array)
+    return array
+
+
+def name_segments(result: PanopticResult, vocabulary: Vocabulary) -> Segmentation:
+    """Puts names and boxes to segments."""
+    boxes = _boxes(result.ids, len(result.segments))
+    segments = [
+        NamedSegment(
+            id=segment.id,
+            category_id=vocabulary.categories[segment.class_index].id,
+            name=vocabulary.categories[segment.class_index].name,
+            score=segment.score,
+            area=segment.area,
+            bbox=boxes[segment.id],
+            is_thing=segment.is_thing,
+        )
+        for segment in result.segments
+    ]
+    return Segmentation(result.ids, segments)
+
+
+def _boxes(ids: NDArray[np.int32], count: int) -> dict[int, tuple[int, int, int, int]]:
+    """x, y, width, height of segments 1..count, which all have pixels."""
+    boxes = {}
+    for segment_id in range(1, count + 1):
+        inside = ids == segment_id
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        left, top = int(columns[0]), int(rows[0])
+        boxes[segment_id] = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
+    return boxes

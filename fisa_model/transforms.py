@@ -1,0 +1,207 @@
+"""From pictures and masks to what the model takes: the same square frame for all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fisa_model.mask_generators import MaskProposals
+from fisa_model.matcher import Target
+
+PROPOSAL_STRIDE = 4
+"""The model reads proposals at a quarter of the image's side, the stride at which Mask2Former makes them."""
+
+OUTSIDE = -10.0
+"""Mask logit where there is no image, and of proposals that only fill up a batch."""
+
+GRAY = 128 / 255
+"""Colour of the frame around a shrunk image, as in detectron2's FixedSizeCrop."""
+
+
+def check_image(image: NDArray[np.uint8]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image must be RGB, uint8 [H, W, 3]; got {image.dtype} {list(image.shape)}")
+    if 0 in image.shape:
+        raise ValueError(f"the image has no pixels: {list(image.shape)}; check the file it came from")
+
+
+def to_clip_input(
+    image: NDArray[np.uint8], *, image_size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """RGB [H, W, 3] -> [3, S, S]: squashed to the square, aspect ratio not kept, CLIP-normalised."""
+    check_image(image)
+    return _normalise(_resize(_to_float(image), (image_size, image_size)), mean, std)
+
+
+def to_model_proposals(proposals: MaskProposals, *, image_size: int) -> Tensor:
+    """Proposals at any resolution -> [Q, S / 4, S / 4], what the model was trained on."""
+    side = -(-image_size // PROPOSAL_STRIDE)
+    logits = to_tensor(proposals.mask_logits)
+    if len(proposals) == 0:
+        return logits.new_zeros(0, side, side)
+    return F.interpolate(logits[None], size=(side, side), mode="bilinear", antialias=True)[0]
+
+
+def to_tensor(array: NDArray[np.float32]) -> Tensor:
+    """Shares memory where it may be written to; torch has no read-only tensors, and tables are read-only."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def pad_proposals(proposals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[Q_i, h, w] of each image -> [B, Q, h, w] with the largest Q, and which of them are real, [B, Q]."""
+    most = max(len(masks) for masks in proposals)
+    padded = proposals[0].new_full((len(proposals), most, *proposals[0].shape[1:]), OUTSIDE)
+    valid = torch.zeros(len(proposals), most, dtype=torch.bool)
+    for i, masks in enumerate(proposals):
+        padded[i, : len(masks)] = masks
+        valid[i, : len(masks)] = True
+    return padded, valid
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    image: Tensor
+    """[3, S, S], CLIP-normalised."""
+
+    proposals: Tensor
+    """[Q, S / 4, S / 4]."""
+
+    target: Target
+    """Masks [N, S, S]; segments that the crop left nothing of are gone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """A square window of `size` pixels on an image that was resized to `height` x `width`, maybe mirrored."""
+
+    size: int
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+    flip: bool = False
+
+    def sources(self, side: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns of `side` pixels in this window -> where they lie in the image, 0 to 1.
+
+        Values outside 0 to 1 lie beside the image.
+        """
+        centres = (torch.arange(side) + 0.5) * (self.size / side)
+        rows, columns = (centres + self.top) / self.height, (centres + self.left) / self.width
+        return rows, 1 - columns if self.flip else columns
+
+
+class Jitter:
+    """Random mirror image and large-scale jitter, the same for image, proposals and ground truth."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: tuple[float, float] | None = (0.1, 2.0),
+        flip: float = 0.5,
+    ) -> None:
+        """`scale` is the range of the longer side over S; None squashes the whole image, as at test time."""
+        if scale is not None and not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be a range of positive numbers, got {scale}")
+        self.image_size = image_size
+        self.mean = mean
+        self.std = std
+        self.scale = scale
+        self.flip = flip
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        proposals: MaskProposals,
+        target: Target,
+        rng: np.random.Generator,
+    ) -> TrainingSample:
+        """Draws one frame; the same state of `rng` draws the same one."""
+        check_image(image)
+        if target.masks.shape[1:] != image.shape[:2]:
+            raise ValueError(
+                f"ground-truth masks are {list(target.masks.shape[1:])} pixels, their image is "
+                f"{list(image.shape[:2])}; give masks at the size of the image"
+            )
+        frame = self.draw(image.shape[0], image.shape[1], rng)
+        masks = warp_masks(target.masks, frame, side=self.image_size)
+        seen = masks.flatten(1).any(dim=1)
+        return TrainingSample(
+            image=_normalise(warp_image(image, frame), self.mean, self.std),
+            proposals=warp_logits(
+                to_tensor(proposals.mask_logits), frame, side=-(-self.image_size // PROPOSAL_STRIDE)
+            ),
+            target=Target(target.labels[seen], masks[seen]),
+        )
+
+    # Sizes as in detectron2's ResizeScale and FixedSizeCrop (one factor for both offsets),
+    # https://github.com/facebookresearch/detectron2/blob/02b5c4e/detectron2/data/transforms/augmentation_impl.py#L203-L370.
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> Frame:
+        flip = bool(rng.random() < self.flip)
+        size = self.image_size
+        if self.scale is None:
+            return Frame(size=size, height=size, width=size, flip=flip)
+        ratio = rng.uniform(*self.scale) * size / max(height, width)
+        height, width = max(1, round(height * ratio)), max(1, round(width * ratio))
+        offset = rng.random()
+        return Frame(
+            size=size,
+            height=height,
+            width=width,
+            top=round(max(height - size, 0) * offset),
+            left=round(max(width - size, 0) * offset),
+            flip=flip,
+        )
+
+
+def warp_image(image: NDArray[np.uint8], frame: Frame) -> Tensor:
+    """[H, W, 3] -> [3, S, S] in 0..1; gray where the window reaches beyond the image."""
+    pixels = _resize(_to_float(image), (frame.height, frame.width))
+    if frame.flip:
+        pixels = pixels.flip(-1)
+    crop = pixels[:, frame.top : frame.top + frame.size, frame.left : frame.left + frame.size]
+    canvas = crop.new_full((3, frame.size, frame.size), GRAY)
+    canvas[:, : crop.shape[1], : crop.shape[2]] = crop
+    return canvas
+
+
+def warp_logits(mask_logits: Tensor, frame: Frame, *, side: int) -> Tensor:
+    """[Q, h, w] -> [Q, side, side], bilinear."""
+    rows, columns = frame.sources(side)
+    if len(mask_logits) == 0:
+        return mask_logits.new_zeros(0, side, side)
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+    warped = F.grid_sample(mask_logits[None], 2 * grid[None] - 1, padding_mode="border", align_corners=False)
+    return warped[0].masked_fill(~_inside(rows, columns), OUTSIDE)
+
+
+def warp_masks(masks: Tensor, frame: Frame, *, side: int) -> Tensor:
+    """[N, H, W] bool -> [N, side, side] bool, the nearest pixel."""
+    rows, columns = frame.sources(side)
+    y = (rows * masks.shape[1]).long().clamp(0, masks.shape[1] - 1)
+    x = (columns * masks.shape[2]).long().clamp(0, masks.shape[2] - 1)
+    return masks[:, y][:, :, x] & _inside(rows, columns)
+
+
+def _inside(rows: Tensor, columns: Tensor) -> Tensor:
+    return ((rows >= 0) & (rows <= 1))[:, None] & ((columns >= 0) & (columns <= 1))[None]
+
+
+def _to_float(image: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    # Antialiasing is stated because its default in torchvision changed between versions.
+    return F.interpolate(pixels[None], size=size, mode="bicubic", align_corners=False, antialias=True)[0]
+
+
+def _normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

@@ -1,0 +1,157 @@
+"""A picture and words in, segments out."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from fisa_model.config import FISAConfig
+from fisa_model.fisa import FISA, build_fisa
+from fisa_model.mask_generators import MaskProposals
+from fisa_model.predictor import FISAPredictor, baseline_of, read_picture
+from fisa_model.text_encoder import TextEncoder
+from fisa_model.vocabulary import Category, Vocabulary
+from fisa_model.weights import save_fisa
+from numpy.typing import NDArray
+
+
+def halves(image: NDArray[np.uint8]) -> MaskProposals:
+    """A generator that cuts every picture in a left and a right half."""
+    height, width = image.shape[:2]
+    left = np.full((height, width), -10.0, dtype=np.float32)
+    left[:, : width // 2] = 10.0
+    return MaskProposals(np.stack([left, -left]), np.ones(2, dtype=np.float32))
+
+
+def picture(height: int = 20, width: int = 30) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def predictor(model: FISA, text_encoder: TextEncoder) -> FISAPredictor:
+    return FISAPredictor(model, text_encoder, generator=halves)
+
+
+def test_every_pixel_of_both_halves_is_named(predictor: FISAPredictor) -> None:
+    result = predictor.segment(picture(), ["cat", "dog"], object_threshold=0.0)
+    assert result.ids.shape == (20, 30)
+    assert {tuple(np.unique(result.ids[:, :15])), tuple(np.unique(result.ids[:, 15:]))} == {(1,), (2,)}
+    assert {s.name for s in result.segments} <= {"cat", "dog"}
+    assert {s.bbox for s in result.segments} == {(0, 0, 15, 20), (15, 0, 15, 20)}
+
+
+def test_stuff_of_a_vocabulary_is_merged(predictor: FISAPredictor) -> None:
+    grass = Vocabulary((Category(7, "grass", is_thing=False),))
+    result = predictor.segment(picture(), grass, object_threshold=0.0)
+    assert [(s.id, s.category_id, s.area) for s in result.segments] == [(1, 7, 600)]
+
+
+def test_a_batch_of_sizes_equals_single_pictures(predictor: FISAPredictor) -> None:
+    pictures = [picture(20, 30), picture(33, 17)]
+    batch = predictor.segment_batch(pictures, ["cat", "dog"], object_threshold=0.0)
+    for image, together in zip(pictures, batch, strict=True):
+        alone = predictor.segment(image, ["cat", "dog"], object_threshold=0.0)
+        assert np.array_equal(alone.ids, together.ids)
+
+
+def test_more_proposals_in_a_neighbour_change_nothing(predictor: FISAPredictor) -> None:
+    images = [picture(), picture(12, 12)]
+    many = MaskProposals(
+        np.random.default_rng(1).normal(size=(9, 5, 5)).astype(np.float32), np.ones(9, np.float32)
+    )
+    tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
+    alone = predictor.predict(images[:1], [halves(images[0])], tokens)[0]
+    together = predictor.predict(images, [halves(images[0]), many], tokens)
+    torch.testing.assert_close(alone.class_probs, together[0].class_probs, atol=1e-4, rtol=0)
+    assert [len(p.class_probs) for p in together] == [2, 9]
+
+
+def test_features_serve_another_vocabulary(predictor: FISAPredictor) -> None:
+    image = picture()
+    features = predictor.encode_images([image])
+    for names in (["cat"], ["a", "b", "c"]):
+        tokens = predictor.encode_vocabulary(Vocabulary.from_names(names))
+        [reused] = predictor.classify(features, [(20, 30)], [halves(image)], tokens)
+        [fresh] = predictor.predict([image], [halves(image)], tokens)
+        assert torch.equal(reused.class_probs, fresh.class_probs)
+
+
+def test_masks_go_out_at_their_own_resolution(predictor: FISAPredictor) -> None:
+    image = picture()
+    tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat"]))
+    [prediction] = predictor.predict([image], [halves(image)], tokens)
+    assert np.array_equal(prediction.mask_logits.numpy(), halves(image).mask_logits)
+    with torch.no_grad():
+        predictor.model.adapter.convolutions[-1].bias.fill_(3.0)
+    [adapted] = predictor.predict([image], [halves(image)], tokens)
+    np.testing.assert_allclose(adapted.mask_logits.numpy(), halves(image).mask_logits + 3.0, atol=1e-5)
+
+
+def test_no_proposals_leave_the_picture_void(predictor: FISAPredictor) -> None:
+    none = MaskProposals(np.zeros((0, 4, 4), np.float32), np.zeros(0, np.float32))
+    result = predictor.segment(picture(), ["cat"], proposals=[none])
+    assert not result.ids.any()
+    assert result.segments == []
+
+
+def test_coco_form(predictor: FISAPredictor) -> None:
+    result = predictor.segment(picture(), ["cat", "dog"], object_threshold=0.0)
+    png, info = result.to_coco()
+    colours = np.asarray(PIL.Image.open(io.BytesIO(png))).astype(int)
+    assert np.array_equal(colours @ [1, 256, 65536], result.ids)
+    assert [row["area"] for row in info] == [(result.ids == row["id"]).sum() for row in info]
+
+
+def test_saved_weights_predict_the_same(
+    predictor: FISAPredictor, model: FISA, config: FISAConfig, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+    save_fisa(tmp_path / "fisa.safetensors", model, config, {"templates": "vild"})
+    loaded = FISAPredictor.load(tmp_path / "fisa.safetensors", generator=halves)
+    tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
+    image = picture()
+    [before] = predictor.predict([image], [halves(image)], tokens)
+    [after] = loaded.predict([image], [halves(image)], tokens)
+    assert torch.equal(before.class_probs, after.class_probs)
+    assert torch.equal(before.mask_logits, after.mask_logits)
+
+
+def test_baseline_is_the_untrained_model(predictor: FISAPredictor, config: FISAConfig) -> None:
+    baseline = FISAPredictor.baseline(config, generator=halves)
+    tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
+    image = picture()
+    [ours] = predictor.predict([image], [halves(image)], tokens)
+    [frozen] = baseline.predict([image], [halves(image)], tokens)
+    assert torch.equal(ours.class_probs, frozen.class_probs)
+    assert not any(p.requires_grad for p in build_fisa(baseline_of(config))[0].parameters())
+
+
+def test_pictures_are_read_upright(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    PIL.Image.fromarray(picture(20, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").shape == (30, 20, 3)
+    assert read_picture(PIL.Image.new("L", (5, 4))).shape == (4, 5, 3)
+
+
+def test_mistakes_are_named(predictor: FISAPredictor) -> None:
+    with pytest.raises(ValueError, match="vocabulary has no classes"):
+        predictor.segment(picture(), [])
+    with pytest.raises(ValueError, match="class name 'cat' occurs more than once"):
+        predictor.segment(picture(), ["cat", "Cat"])
+    with pytest.raises(ValueError, match="the image has no pixels"):
+        predictor.segment(np.zeros((0, 4, 3), np.uint8), ["cat"])
+    with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\]; got float64"):
+        predictor.segment(np.zeros((4, 4, 3)), ["cat"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no such image file"):
+        predictor.segment("nowhere.jpg", ["cat"])
+    with pytest.raises(ValueError, match="1 images came with proposals of 0"):
+        predictor.segment_batch([picture()], ["cat"], proposals=[])
+    broken = MaskProposals(np.full((1, 2, 2), np.nan, np.float32), np.ones(1, np.float32))
+    with pytest.raises(ValueError, match="mask logits of the proposals are NaN"):
+        predictor.segment(picture(), ["cat"], proposals=[broken])
