@@ -68,6 +68,13 @@ class Compute:
 
         return ActorPoolStrategy(min_size=max(self.workers.min, 1), max_size=self.workers.max)
 
+    def bundle(self) -> dict[str, float]:
+        """What one worker reserves, as Ray Train's `resources_per_worker`."""
+        bundle = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        if self.memory_gb is not None:
+            bundle["memory"] = self.memory_gb * 2**30
+        return {name: amount for name, amount in bundle.items() if amount}
+
     def ray_options(self) -> dict[str, Any]:
         """What one worker reserves, as keywords for `map_batches` or `ray.remote`."""
         options: dict[str, Any] = {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker}

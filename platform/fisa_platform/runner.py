@@ -118,7 +118,8 @@ def _fingerprint(job: Job, inputs: Mapping[str, Input]) -> str:
 
 
 def _read_input(uri: str, made: Mapping[str, Version]) -> Input:
-    version = made.get(uri) or manifest.find_version(uri)
+    # Asked first, so that a bucket's refusal names what the spec says, not a manifest below it.
+    version = made.get(uri) or (manifest.find_version(uri) if storage.exists(uri) else None)
     if version is not None:
         return Input(uri=version.uri, digest=version.digest)
     return Input(uri=uri, digest=storage.fingerprint(uri))

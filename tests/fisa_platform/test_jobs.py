@@ -1,0 +1,55 @@
+"""Every spec in jobs/ runs as a command and says what the code accepts."""
+
+import stat
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from fisa_platform.json_schema import spec_schema
+from fisa_platform.spec import PIPELINE, load_job, step_stages
+from fisa_platform.stages import STAGES
+
+SPECS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
+PIPELINES = {"quickstart.yaml"}
+
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.name)
+
+
+@each_spec
+def test_the_file_is_a_command(spec: Path) -> None:
+    assert stat.S_IMODE(spec.stat().st_mode) == 0o755
+    data = spec.read_bytes()
+    assert data.startswith(b"#!/usr/bin/env -S python platform\n")
+    assert b"\r" not in data
+
+
+@each_spec
+def test_the_spec_decodes_and_its_name_starts_with_its_stage(spec: Path) -> None:
+    job = load_job(spec)
+    if spec.name in PIPELINES:
+        assert job.stage_name == PIPELINE
+    else:
+        assert spec.name.startswith(job.stage_name)
+
+
+@each_spec
+def test_the_json_schema_accepts_the_spec(spec: Path) -> None:
+    jsonschema.Draft202012Validator(spec_schema(STAGES, step_stages())).validate(
+        yaml.safe_load(spec.read_text())
+    )
+
+
+def test_the_json_schema_refuses_what_decoding_refuses() -> None:
+    schema = spec_schema(STAGES, step_stages())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for mistaken in (
+        {"stage": "shrad", "config": {}},
+        {"stage": "shard", "config": {"outputuri": "x"}},
+        {"stage": "shard"},
+        {"stage": PIPELINE, "config": {"output_uri": "x", "steps": {"a": {"stage": PIPELINE, "config": {}}}}},
+        {"stage": PIPELINE, "config": {"output_uri": "x", "steps": {}}, "compute": {"workers": 3}},
+    ):
+        assert not validator.is_valid(mistaken), mistaken

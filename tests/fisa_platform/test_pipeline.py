@@ -1,0 +1,165 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fisa_platform import manifest, storage
+from fisa_platform.compute import Compute
+from fisa_platform.job import Job, Stage, StageContext, StageResult
+from fisa_platform.runner import plan_jobs, run_jobs
+from fisa_platform.stages import pipeline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddConfig:
+    """Writes the sum of `number` and the numbers that its inputs hold."""
+
+    output_uri: str
+    number: int
+    input_uris: tuple[str, ...] = ()
+
+
+def run_add(config: AddConfig, compute: Compute, context: StageContext) -> StageResult:
+    total = config.number
+    for uri in config.input_uris:
+        total += int(storage.read_json(manifest.open_version(uri).file("sum.json")))
+    context.progress("adding")
+    storage.write_json(storage.join(context.output.uri, "sum.json"), total)
+    return StageResult(rows=1, extra={"sum": total}, message=f"the sum is {total}")
+
+
+ADD = Stage(AddConfig, run_add, uses_ray=False)
+
+
+def add(output_uri: str, number: int, *inputs: str) -> Job:
+    config = AddConfig(output_uri=output_uri, number=number, input_uris=inputs)
+    return Job(stage_name="add", stage=ADD, config=config, compute=Compute())
+
+
+def steps(folder: Path, *, first: int = 1, second: int = 10, last: int = 100) -> dict[str, Job]:
+    """`last` reads both others; `first` and `second` read nothing."""
+    a, b, c = (str(folder / name) for name in "abc")
+    return {"first": add(a, first), "second": add(b, second), "last": add(c, last, a, b)}
+
+
+def ran(jobs: dict[str, Job]) -> list[str]:
+    return [outcome.name for outcome in run_jobs(jobs, lambda _: None) if outcome.ran]
+
+
+def test_steps_run_in_order_and_feed_each_other(tmp_path: Path) -> None:
+    lines: list[str] = []
+    outcomes = run_jobs(steps(tmp_path), lines.append)
+    assert outcomes[-1].version is not None
+    assert outcomes[-1].version.manifest.extra["sum"] == 111
+    assert lines[0].startswith("[1/3] first: started (version ")
+    assert "[3/3] last: adding" in lines
+    assert lines[-1].startswith("[3/3] last: finished in ")
+
+
+def test_a_second_run_does_nothing(tmp_path: Path) -> None:
+    assert ran(steps(tmp_path)) == ["first", "second", "last"]
+    lines: list[str] = []
+    outcomes = run_jobs(steps(tmp_path), lines.append)
+    assert [line.split(" (")[0] for line in lines] == [
+        "[1/3] first: up to date",
+        "[2/3] second: up to date",
+        "[3/3] last: up to date",
+    ]
+    assert [outcome.message for outcome in outcomes][-1] == "the sum is 111"
+
+
+def test_only_what_changed_and_what_follows_runs_again(tmp_path: Path) -> None:
+    ran(steps(tmp_path))
+    assert ran(steps(tmp_path, second=20)) == ["second", "last"]
+    assert ran(steps(tmp_path, second=20, last=200)) == ["last"]
+
+
+def test_going_back_finds_the_old_versions(tmp_path: Path) -> None:
+    ran(steps(tmp_path))
+    before = manifest.open_version(str(tmp_path / "c"))
+    ran(steps(tmp_path, first=2))
+    assert ran(steps(tmp_path)) == []
+    assert manifest.open_version(str(tmp_path / "c")) == before
+
+
+def test_a_run_reads_its_own_versions_whatever_latest_says(tmp_path: Path) -> None:
+    a, b, c = (str(tmp_path / name) for name in "abc")
+
+    def run_and_disturb(config: AddConfig, compute: Compute, context: StageContext) -> StageResult:
+        run_jobs({"other": add(a, 5)}, lambda _: None)
+        return run_add(config, compute, context)
+
+    disturbing = Stage(AddConfig, run_and_disturb, uses_ray=False)
+    middle = AddConfig(output_uri=b, number=10)
+    jobs = {
+        "first": add(a, 1),
+        "middle": Job(stage_name="disturb", stage=disturbing, config=middle, compute=Compute()),
+        "last": add(c, 0, a),
+    }
+    outcomes = run_jobs(jobs, lambda _: None)
+    assert outcomes[-1].version is not None
+    assert outcomes[-1].version.manifest.extra["sum"] == 1
+
+
+def test_a_killed_step_is_run_again(tmp_path: Path) -> None:
+    def die(config: AddConfig, compute: Compute, context: StageContext) -> StageResult:
+        storage.write_bytes(storage.join(context.output.uri, "sum.json"), b"half")
+        raise KeyboardInterrupt
+
+    config = AddConfig(output_uri=str(tmp_path / "a"), number=1)
+    dying = Stage(AddConfig, die, uses_ray=False)
+    killed = Job(stage_name="add", stage=dying, config=config, compute=Compute())
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs({"first": killed}, lambda _: None)
+    assert manifest.find_version(config.output_uri) is None
+    assert ran({"first": add(config.output_uri, 1)}) == ["first"]
+    version = manifest.open_version(config.output_uri)
+    assert [storage.read_json(uri) for uri in version.files()] == [1]
+
+
+def test_the_manifest_traces_a_number_to_its_inputs(tmp_path: Path) -> None:
+    run_jobs(steps(tmp_path), lambda _: None)
+    first = manifest.open_version(str(tmp_path / "a"))
+    last = manifest.open_version(str(tmp_path / "c")).manifest
+    assert last.inputs["input_uris[0]"].uri == first.uri
+    assert last.inputs["input_uris[0]"].digest == first.digest
+    assert last.config["input_uris"][0] == first.uri
+
+
+def test_a_plan_counts_outputs_of_earlier_steps_as_there(tmp_path: Path) -> None:
+    plans = {plan.name: plan for plan in plan_jobs(steps(tmp_path))}
+    assert [plan.state for plan in plans.values()] == ["to run"] * 3
+    assert "written by an earlier step" in plans["last"].reads["input_uris[0]"]
+    assert list(tmp_path.iterdir()) == []
+    ran(steps(tmp_path))
+    states = [plan.state.split(" (")[0] for plan in plan_jobs(steps(tmp_path, second=20))]
+    assert states == ["done", "to run", "to run"]
+
+
+def test_a_plan_refuses_what_is_missing_and_what_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    jobs = {"only": add(str(tmp_path / "file" / "out"), 1, str(tmp_path / "absent"))}
+    (plan,) = plan_jobs(jobs)
+    assert plan.state == "not ready"
+    missing, unwritable = plan.problems
+    assert missing.startswith(f"config.input_uris[0]: {tmp_path}/absent: nothing is there; check the path")
+    assert unwritable.startswith(f"config.output_uri: {tmp_path}/file/out: cannot be written")
+
+
+def test_a_missing_input_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent: nothing is there") as caught:
+        run_jobs({"only": add(str(tmp_path / "a"), 1, str(tmp_path / "absent"))}, lambda _: None)
+    assert caught.value.__notes__ == ["in the step 'only'"]
+
+
+def test_the_summary_has_a_line_per_step(tmp_path: Path) -> None:
+    config = pipeline.PipelineConfig(output_uri=str(tmp_path), steps=steps(tmp_path))
+    context = StageContext(output=None, progress=lambda _: None)
+    first = pipeline.run(config, Compute(), context).message
+    again = pipeline.run(config, Compute(), context).message
+    assert first is not None
+    assert again is not None
+    assert first.count(str(tmp_path)) == 3
+    assert "up to date" not in first
+    assert again.endswith("\neverything is up to date")
+    assert "the sum is 111" in again
