@@ -98,13 +98,13 @@ def _class_index(segment: Mapping[str, Any], vocabulary: Vocabulary) -> int:
 
 
 def _segment_colours(segments: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -> dict[int, Colour]:
-    """A colour for each segment id: its class's, a little lighter or darker for further instances."""
+    """A colour for each segment id: its class's, a little lighter or darker for a thing's next instances."""
     instances: dict[int, int] = {}
     colours: dict[int, Colour] = {}
     for segment in segments:
         index = _class_index(segment, vocabulary)
         instance = instances[index] = instances.get(index, -1) + 1
-        shade = (0, 28, -28, 48, -48)[instance % 5]
+        shade = (0, 28, -28, 48, -48)[instance % 5] if vocabulary.is_thing[index] else 0
         red, green, blue = (min(255, max(0, channel + shade)) for channel in class_colour(index))
         colours[segment["id"]] = (red, green, blue)
     return colours
@@ -212,7 +212,7 @@ def _fitting_font(name: str, picture: Image.Image) -> ImageFont.FreeTypeFont:
 
 
 def _font_size(width: int, height: int) -> int:
-    return max(11, round(0.028 * min(width, height)))
+    return round(10 + 0.02 * min(width, height))
 
 
 @cache

@@ -44,7 +44,7 @@ def test_a_class_keeps_its_colour_in_another_image():
     assert corner_colours(alone)[1].tolist() == corner_colours(both)[1].tolist()
 
 
-def test_two_instances_of_a_class_differ():
+def test_two_instances_of_a_thing_differ():
     twins = [{"id": 3, "category_id": 1}, {"id": 4, "category_id": 1}]
     left, right, _ = corner_colours(draw_segments(*scene(120, 160), twins, VOCABULARY))
     assert np.abs(left - right).max() > 10
@@ -67,7 +67,7 @@ def test_a_small_image_is_enlarged_until_names_can_be_read(height, width, expect
     assert draw_segments(*scene(height, width), SEGMENTS, VOCABULARY).size == expected
 
 
-@pytest.mark.parametrize(("side", "line"), [(224, 11), (3000, 84)])
+@pytest.mark.parametrize(("side", "line"), [(448, 19), (3000, 70)])
 def test_the_size_of_a_name_follows_the_picture(side, line):
     """White letters on a dark box: the height that they span is about that of the font."""
     image, ids = scene(side, side)
