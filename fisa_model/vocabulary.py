@@ -89,17 +89,24 @@ class Vocabulary:
         )
 
     @classmethod
-    def from_names(cls, names: Sequence[str]) -> "Vocabulary":
-        """Classes 1..K, all things; "couch, sofa" is one class with a synonym."""
-        if isinstance(names, str):
-            raise ValueError(
-                f"class names must be a list of strings, got the string {names!r}; write [{names!r}]"
-            )
+    def from_names(cls, names: Sequence[str], *, stuff: Sequence[str] = ()) -> "Vocabulary":
+        """Classes 1..K, things and then stuff; "couch, sofa" is one class with a synonym."""
+        for group in (names, stuff):
+            if isinstance(group, str):
+                raise ValueError(
+                    f"class names must be a list of strings, got the string {group!r}; write [{group!r}]"
+                )
+        things, names = len(names), [*names, *stuff]
         words = [tuple(word.strip() for word in name.split(",") if word.strip()) for name in names]
         if empty := [name for name, parts in zip(names, words, strict=True) if not parts]:
             raise ValueError(f"class name {empty[0]!r} is empty; give each class a word")
         _refuse_duplicates([parts[0].lower() for parts in words], "class name")
-        return cls(tuple(Category(k, parts[0], synonyms=parts[1:]) for k, parts in enumerate(words, start=1)))
+        return cls(
+            tuple(
+                Category(k, parts[0], is_thing=k <= things, synonyms=parts[1:])
+                for k, parts in enumerate(words, start=1)
+            )
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """The `categories` list of COCO panoptic JSON, with synonyms."""

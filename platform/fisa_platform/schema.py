@@ -123,3 +123,17 @@ PREDICTIONS = pa.schema(
     ]
 )
 """Stages `evaluate` and `label`: the panoptic result."""
+
+EVALUATED = pa.schema(
+    [
+        *PREDICTIONS,
+        # Class indices as in a panoptic PNG, without segments; the number of classes where there was no proposal.
+        pa.field("semantic", pa.binary(), nullable=False),
+        pa.field("true_panoptic", pa.binary(), nullable=False),
+        pa.field("true_segments_info", pa.list_(SEGMENT), nullable=False),
+    ]
+)
+"""A prediction on its way to being scored. Not stored."""
+
+LABELLED = pa.schema([*PREDICTIONS, pa.field("overlay", pa.binary())])
+"""A prediction with its picture (JPEG), on its way to being written. Not stored."""

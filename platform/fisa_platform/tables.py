@@ -74,6 +74,16 @@ class Written:
     rows: int
     rejected: int
 
+    @classmethod
+    def of(cls, parts: Iterable[Mapping[str, Any]], name: str) -> Written:
+        """Add up the rows that `write_batch` returned."""
+        rows = {name: 0, REJECTED_TABLE: 0}
+        files = []
+        for part in parts:
+            rows[part["table"]] += part["rows"]
+            files.append(part["uri"])
+        return cls(sorted(files), rows[name], rows[REJECTED_TABLE])
+
     def check(self, max_rejected_fraction: float) -> None:
         """Fail a job that lost too much.
 
@@ -82,13 +92,11 @@ class Written:
         """
         total = self.rows + self.rejected
         if not self.rows or self.rejected > max_rejected_fraction * total:
+            places = [uri for uri in self.files if f"/{REJECTED_TABLE}/" in uri]
             raise ValueError(
                 f"{self.rejected} of {total} images were rejected, more than max_rejected_fraction "
-                f"({max_rejected_fraction:g}) allows; the reasons are in {', '.join(self._rejected_files()) or '-'}"
+                f"({max_rejected_fraction:g}) allows; the reasons are in {', '.join(places[:3]) or 'no file'}"
             )
-
-    def _rejected_files(self) -> list[str]:
-        return [uri for uri in self.files if f"/{REJECTED_TABLE}/" in uri][:3]
 
     @property
     def summary(self) -> str:
@@ -102,20 +110,19 @@ def read_rows(uri: str, *, columns: Sequence[str], prefix: str = "images") -> Da
 
     version = open_version(uri)
     files = version.files(prefix=prefix + "/", suffix=".parquet")
+    if not files:
+        raise ValueError(f"{uri}: holds no table {prefix!r} (it was written by {version.manifest.stage!r})")
     filesystem, _ = storage.pyarrow_filesystem(files[0])
     paths = [storage.pyarrow_filesystem(file)[1] for file in files]
     return ray.data.read_parquet(paths, filesystem=filesystem, columns=list(columns))
 
 
-def write_tables(
-    rows: Dataset, output_uri: str, name: str, schema: pa.Schema, *, rows_per_file: int
-) -> Written:
+def write_tables(rows: Dataset, output_uri: str, name: str, schema: pa.Schema, *, rows_per_file: int) -> Written:
     """Run a dataset of failable rows and write it; the driver holds only the names of the files."""
-    written = rows.map_batches(
+    parts = rows.map_batches(
         write_batch,
         fn_kwargs={"output_uri": output_uri, "name": name, "schema": schema},
         batch_size=rows_per_file,
         batch_format="pyarrow",
     ).take_all()
-    counts = {table: sum(w["rows"] for w in written if w["table"] == table) for table in (name, REJECTED_TABLE)}
-    return Written(sorted(w["uri"] for w in written), counts[name], counts[REJECTED_TABLE])
+    return Written.of(parts, name)

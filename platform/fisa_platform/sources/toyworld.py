@@ -131,11 +131,20 @@ def _place_thing(
         mask = outline(rng, shape, diameter, (row, column), SCENE_SIZE)
         if _hides_too_much(mask, ids):
             continue
-        image[mask] = thing_texture(rng, colour, pattern, SCENE_SIZE)[mask]
+        _paint(rng, image, mask, colour, pattern)
         segment_id = max(segments) + 1
         ids[mask] = segment_id
         segments[segment_id] = category.id
         return
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, colour: str, pattern: str) -> None:
+    """Fill `mask` [S, S] of an image with a piece of texture no larger than needed."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    inside = mask[window]
+    texture = thing_texture(rng, colour, pattern, max(inside.shape))
+    image[window][inside] = texture[: inside.shape[0], : inside.shape[1]][inside]
 
 
 def _hides_too_much(mask: np.ndarray, ids: np.ndarray) -> bool:
@@ -159,7 +168,7 @@ def draw_object(seed: int, index: int) -> tuple[np.ndarray, str]:
         room = max(OBJECT_SIZE - diameter, 0) / 2
         row, column = OBJECT_SIZE / 2 + rng.uniform(-room, room, 2)
         mask = outline(rng, thing.shape, diameter, (row, column), OBJECT_SIZE)
-        image[mask] = thing_texture(rng, thing.colour, thing.pattern, OBJECT_SIZE)[mask]
+        _paint(rng, image, mask, thing.colour, thing.pattern)
         name = thing.name
     return np.clip(image, 0, 255).astype(np.uint8), name
 

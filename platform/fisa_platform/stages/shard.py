@@ -93,19 +93,14 @@ class ShardConfig:
 
 def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageResult:
     """Index the source on the driver, then read, check and write its images in Ray Data tasks."""
-    import pyarrow as pa
     import ray.data
 
-    from fisa_platform.schema import IMAGES, INDEX
+    from fisa_platform.schema import IMAGES
     from fisa_platform.tables import write_tables
 
     index = read_index(config)
     context.progress(f"{len(index.rows)} images found")
-    rejected = [{**row, "image_uri": "", "reason": row["reason"]} for row in index.rejected]
-    table = pa.Table.from_pylist(
-        [*({**row, "reason": None} for row in index.rows), *rejected],
-        schema=pa.schema([*(f.with_nullable(True) for f in INDEX), pa.field("reason", pa.string())]),
-    )
+    table = index_table(index)
     blocks = max(compute.workers.max, -(-table.num_rows // config.rows_per_file))
     images = ray.data.from_arrow(table).repartition(blocks).map_batches(
         load_images, batch_size=16, batch_format="pyarrow", num_cpus=compute.cpus_per_worker
@@ -131,6 +126,17 @@ def read_index(config: ShardConfig) -> Index:
         return index.read_image_folder(config.folder.images_uri)
     assert config.toyworld is not None
     return toyworld.index(config.toyworld.seed, config.toyworld.scenes, config.toyworld.names)
+
+
+def index_table(index: Index) -> pa.Table:
+    """An index as a table: what was rejected has its reason, what is to be read has none."""
+    import pyarrow as pa
+
+    from fisa_platform.schema import INDEX
+
+    rejected = [{**row, "image_uri": ""} for row in index.rejected]
+    schema = pa.schema([*(f.with_nullable(True) for f in INDEX), pa.field("reason", pa.string())])
+    return pa.Table.from_pylist([*({**row, "reason": None} for row in index.rows), *rejected], schema=schema)
 
 
 def load_images(batch: pa.Table) -> pa.Table:
@@ -177,7 +183,7 @@ def _draw(uri: str) -> dict[str, Any]:
 
     scene = toyworld.draw_uri(uri)
     buffer = io.BytesIO()
-    Image.fromarray(scene.image).save(buffer, format="JPEG", quality=95)
+    Image.fromarray(scene.image).save(buffer, format="JPEG", quality=95, subsampling=0)
     areas = np.bincount(scene.ids.ravel())
     segments = [
         {"id": id_, "category_id": category, "area": int(areas[id_]), "iscrowd": False}

@@ -46,18 +46,16 @@ class ContrastiveObjective(nn.Module):
     uniform over them (UniCL, arXiv 2204.03610, equation 3).
     """
 
-    def __init__(self, clip: CLIP, tokenizer: Tokenizer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, clip: CLIP, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.clip = clip
         self.tokenizer = tokenizer
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, batch: tuple[Tensor, list[str], Tensor]) -> dict[str, Tensor]:
         """Pictures [B, 3, S, S] in 0-1, B captions, names [B] -> the loss and the share of pictures named right."""
         images, captions, names = batch
         tokens = self.tokenizer(list(captions)).to(images.device)
-        image_features = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
+        image_features = self.clip.encode_image(normalise(self.clip, images), normalize=True)
         text_features = self.clip.encode_text(tokens, normalize=True)
         scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         logits = scale * image_features.float() @ text_features.float().T
@@ -66,3 +64,23 @@ class ContrastiveObjective(nn.Module):
         loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
         found = same.gather(1, logits.argmax(1, keepdim=True)).mean()
         return {"loss": loss, "accuracy": found.detach()}
+
+
+def normalise(clip: CLIP, images: Tensor) -> Tensor:
+    """Pictures [B, 3, S, S] in 0-1, as the image tower wants them."""
+    mean, std = (images.new_tensor(v)[:, None, None] for v in (clip.visual.image_mean, clip.visual.image_std))
+    return (images - mean) / std
+
+
+@torch.no_grad()
+def zero_shot_accuracy(clip: CLIP, tokenizer: Tokenizer, seed: int, count: int) -> float:
+    """Share of `count` new single-object pictures whose name is the most similar of all names."""
+    pictures = ObjectPictures(seed, count)
+    prompts = [[template.format(name) for template in TEMPLATES["vild"]] for name in pictures.names]
+    rows = [clip.encode_text(tokenizer(texts), normalize=True).mean(0) for texts in prompts]
+    classifier = F.normalize(torch.stack(rows), dim=-1)
+    right = 0
+    for image, _, name in pictures:
+        feature = clip.encode_image(normalise(clip, image[None]), normalize=True)
+        right += int((feature @ classifier.T).argmax()) == name
+    return right / count

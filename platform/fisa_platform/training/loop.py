@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,14 +15,19 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+logger = logging.getLogger(__name__)
+
 Report = Callable[[dict[str, float]], None]
 
 
+Objective = TypeVar("Objective", bound=nn.Module)
+
+
 @dataclass(slots=True)
-class TrainingState:
+class TrainingState(Generic[Objective]):
     """What changes while training, and what a checkpoint keeps."""
 
-    objective: nn.Module
+    objective: Objective
     """Maps a batch to a dict of scalar losses; `loss` is the one that is minimised."""
 
     optimizer: torch.optim.Optimizer
@@ -50,7 +57,7 @@ class LoopConfig:
 
 
 def train(
-    state: TrainingState,
+    state: TrainingState[Objective],
     batches: Iterable[object],
     config: LoopConfig,
     *,
@@ -92,6 +99,16 @@ def train(
             report(meter.read(step=state.step, learning_rate=learning_rate, grad_norm=grad_norm))
         if save is not None and config.checkpoint_interval and state.step % config.checkpoint_interval == 0:
             save()
+
+
+def log_progress(iterations: int) -> Report:
+    """A report that writes one line to the log."""
+
+    def report(row: dict[str, float]) -> None:
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step",))
+        logger.info("step %d of %d: %s", row["step"], iterations, parts)
+
+    return report
 
 
 def _next(stream: Iterator[object], meter: _Meter, step: int) -> object:

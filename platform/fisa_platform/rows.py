@@ -10,7 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fisa_model.mask_generators import MaskProposals
 from fisa_platform import storage
+from fisa_platform.manifest import open_version
+from fisa_platform.mask_codec import decode_proposals
 
 
 class TableRows(Sequence[dict[str, Any]]):
@@ -68,3 +71,23 @@ class TableRows(Sequence[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}, "_cache": OrderedDict()}  # file handles do not cross processes
+
+
+class ProposalRows:
+    """The proposals of an image by its id, decoded."""
+
+    def __init__(self, proposals_uri: str) -> None:
+        files = open_version(proposals_uri).files(prefix="proposals/", suffix=".parquet")
+        if not files:
+            raise ValueError(f"{proposals_uri}: holds no table of proposals; was another stage's output meant?")
+        self.rows = TableRows(files, ["image_id", "height", "width", "masks"])
+        self.positions = self.rows.positions()
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.positions
+
+    def __getitem__(self, image_id: str) -> MaskProposals:
+        """Raises ValueError for an image that has no row."""
+        if image_id not in self.positions:
+            raise ValueError("the proposals table has no row for this image; run `propose` on this images table")
+        return decode_proposals(self.rows[self.positions[image_id]])

@@ -1,0 +1,113 @@
+"""The mask classifier of a job: trained weights or a frozen CLIP, with the proposals and thresholds it works on."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fisa_model.config import FISAConfig
+
+if TYPE_CHECKING:
+    from fisa_model.mask_generators import MaskGenerator, MaskProposals
+    from fisa_model.predictor import FISAPredictor, Prediction
+    from fisa_model.vocabulary import Vocabulary
+
+WEIGHTS_NAME = "weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig:
+    """Exactly one of `weights_uri` and `frozen`."""
+
+    weights_uri: str | None = None
+    """What `train` wrote, or a weights file."""
+
+    frozen: FISAConfig | None = None
+    """A CLIP as it is: mask attention without anything trained (the paper's baseline)."""
+
+    templates: Literal["vild", "photo", "literal"] = "vild"
+    """Sentences for the names of a frozen CLIP; weights bring their own."""
+
+    def __post_init__(self) -> None:
+        if (self.weights_uri is None) == (self.frozen is None):
+            raise ValueError("exactly one of weights_uri and frozen must be given; frozen names a CLIP")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PanopticConfig:
+    object_threshold: float = 0.3
+    """Proposals whose best class has no higher score than this are left void."""
+
+    overlap_threshold: float = 0.5
+    """A segment must keep this part of its own mask after stronger ones took theirs."""
+
+    objectness: bool = True
+    """Multiply class scores by the generator's own confidence, where it has one."""
+
+    def __post_init__(self) -> None:
+        for name in ("object_threshold", "overlap_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+
+    def options(self) -> dict[str, Any]:
+        """As keywords of `Prediction.panoptic`."""
+        return {
+            "object_threshold": self.object_threshold,
+            "overlap_threshold": self.overlap_threshold,
+            "objectness": self.objectness,
+        }
+
+
+class NoGenerator:
+    """Stands where proposals come from a table, so that no generator is loaded."""
+
+    def __call__(self, image: Any) -> MaskProposals:
+        raise RuntimeError("this job reads its proposals from a table")
+
+
+def load_predictor(config: ClassifierConfig, generator: MaskGenerator | None = None) -> FISAPredictor:
+    """The classifier on this worker's device; without `generator` it only takes given proposals.
+
+    Raises:
+        ValueError: the weights are damaged, or belong to another CLIP.
+    """
+    from fisa_model.predictor import FISAPredictor
+    from fisa_platform import storage
+    from fisa_platform.compute import default_device
+    from fisa_platform.manifest import find_version
+
+    generator = generator or NoGenerator()
+    device = default_device()
+    if config.frozen is not None:
+        return FISAPredictor.baseline(
+            config.frozen, generator=generator, templates=config.templates, device=device
+        )
+    assert config.weights_uri is not None
+    version = find_version(config.weights_uri) if not config.weights_uri.endswith(".safetensors") else None
+    uri = version.file(WEIGHTS_NAME) if version else config.weights_uri
+    with tempfile.TemporaryDirectory() as folder:
+        path = storage.download(uri, Path(folder) / WEIGHTS_NAME)
+        return FISAPredictor.load(path, generator=generator, device=device)
+
+
+def prediction_row(
+    prediction: Prediction, vocabulary: Vocabulary, config: PanopticConfig
+) -> dict[str, Any]:
+    """The columns of the predictions table that say what was found, from one image's prediction."""
+    from fisa_platform.panoptic_png import encode_panoptic
+
+    result = prediction.panoptic(vocabulary.is_thing, **config.options())
+    segments = [
+        {
+            "id": segment.id,
+            "category_id": vocabulary.categories[segment.class_index].id,
+            "area": segment.area,
+            "isthing": segment.is_thing,
+            "score": segment.score,
+        }
+        for segment in result.segments
+    ]
+    height, width = prediction.size
+    return {"height": height, "width": width, "panoptic": encode_panoptic(result.ids), "segments_info": segments}

@@ -1,0 +1,249 @@
+"""Stage `evaluate`: classify cached proposals of images with ground truth, and score the result."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fisa_platform.classifier import ClassifierConfig, PanopticConfig
+from fisa_platform.compute import Compute
+from fisa_platform.job import StageContext, StageResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from fisa_model.mask_generators import MaskProposals
+    from fisa_model.predictor import Prediction
+    from fisa_model.vocabulary import Vocabulary
+    from fisa_platform.evaluation.panoptic import PanopticMetrics
+    from fisa_platform.evaluation.semantic import SemanticMetrics
+
+METRICS_NAME = "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    images_uri: str
+    """Table of images with ground truth; its vocabulary is what is named."""
+
+    proposals_uri: str
+    """Table of proposals for these images."""
+
+    output_uri: str
+    """Where predictions and metrics go."""
+
+    classifier: ClassifierConfig | None = None
+    """What names the masks; none is the oracle, which knows the ground truth: the most that these masks allow."""
+
+    seen_uri: str | None = None
+    """Table whose vocabulary counts as seen, usually the one that was trained on; none gives no such split."""
+
+    panoptic: PanopticConfig = field(default_factory=PanopticConfig)
+
+    batch_size: int = 8
+    """Images of one forward pass."""
+
+    rows_per_file: int = 512
+    """Images of one Parquet file."""
+
+    max_rejected_fraction: float = 0.0
+    """The job fails when more than this part of the images cannot be used; a score over fewer is another score."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "rows_per_file"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise ValueError(f"max_rejected_fraction must be 0 to 1, got {self.max_rejected_fraction}")
+
+
+def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> StageResult:
+    """Predict on a pool of actors; write and score in tasks; add the scores up here."""
+    from fisa_model.vocabulary import Vocabulary
+    from fisa_platform import storage
+    from fisa_platform.manifest import open_version
+    from fisa_platform.schema import PREDICTIONS
+    from fisa_platform.tables import Written, read_rows
+
+    categories = open_version(config.images_uri).manifest.vocabulary
+    if categories is None:
+        raise ValueError(f"{config.images_uri}: has no ground truth to score against; evaluate a table that has")
+    vocabulary = Vocabulary.from_json(categories)
+    images = read_rows(
+        config.images_uri, columns=["image_id", "file_name", "image", "panoptic", "segments_info"]
+    )
+    parts = (
+        images.map_batches(
+            Evaluator,
+            fn_constructor_args=(config, vocabulary),
+            batch_size=config.batch_size,
+            batch_format="pyarrow",
+            compute=compute.actor_pool(),
+            **compute.ray_options(),
+        )
+        .map_batches(
+            write_and_score,
+            fn_kwargs={"output_uri": context.output.uri, "schema": PREDICTIONS, "vocabulary": vocabulary},
+            batch_size=config.rows_per_file,
+            batch_format="pyarrow",
+        )
+        .take_all()
+    )
+    written = Written.of(parts, "predictions")
+    written.check(config.max_rejected_fraction)
+    scores = _add_up(parts, vocabulary, config.seen_uri)
+    metrics_uri = storage.join(context.output.uri, METRICS_NAME)
+    storage.write_json(metrics_uri, scores)
+    return StageResult(
+        rows=written.rows,
+        vocabulary=categories,
+        extra={"scores": scores["scores"], "rejected": written.rejected},
+        files=[*written.files, metrics_uri],
+        message=_score_table(scores["scores"]),
+    )
+
+
+class Evaluator:
+    """Loads the classifier once for each actor; rows of the images table in, failable predictions out."""
+
+    def __init__(self, config: EvaluateConfig, vocabulary: Vocabulary) -> None:
+        from fisa_platform.classifier import load_predictor
+        from fisa_platform.rows import ProposalRows
+
+        self.config = config
+        self.vocabulary = vocabulary
+        self.proposals = ProposalRows(config.proposals_uri)
+        self.predictor = load_predictor(config.classifier) if config.classifier else None
+        self.class_tokens = self.predictor.encode_vocabulary(vocabulary) if self.predictor else None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        from fisa_platform.images import decode_image
+        from fisa_platform.schema import EVALUATED
+        from fisa_platform.tables import failable_table
+
+        done: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
+        images: list[NDArray[np.uint8]] = []
+        proposals: list[MaskProposals] = []
+        for row in batch.to_pylist():
+            try:
+                image, masks = decode_image(row["image"]), self.proposals[row["image_id"]]
+            except ValueError as error:
+                done.append({"image_id": row["image_id"], "file_name": row["file_name"], "reason": str(error)})
+                continue
+            rows.append(row)
+            images.append(image)
+            proposals.append(masks)
+        for row, prediction in zip(rows, self._predict(rows, images, proposals), strict=True):
+            done.append(self._row(row, prediction))
+        return failable_table(EVALUATED, done)
+
+    def _predict(
+        self, rows: list[dict[str, Any]], images: list[NDArray[np.uint8]], proposals: list[MaskProposals]
+    ) -> list[Prediction]:
+        if self.predictor is not None:
+            assert self.class_tokens is not None
+            return self.predictor.predict(images, proposals, self.class_tokens)
+        return [self._oracle(row, masks) for row, masks in zip(rows, proposals, strict=True)]
+
+    def _oracle(self, row: dict[str, Any], proposals: MaskProposals) -> Prediction:
+        import torch
+
+        from fisa_model.predictor import Prediction
+        from fisa_platform.evaluation.oracle import oracle_class_probs
+        from fisa_platform.panoptic_png import decode_panoptic
+
+        ids = decode_panoptic(row["panoptic"])
+        probs = oracle_class_probs(proposals.mask_logits >= 0, ids, row["segments_info"], self.vocabulary)
+        return Prediction(
+            torch.from_numpy(probs),
+            torch.from_numpy(proposals.mask_logits),
+            torch.from_numpy(proposals.scores),
+            (ids.shape[0], ids.shape[1]),
+        )
+
+    def _row(self, row: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
+        from fisa_platform.classifier import prediction_row
+        from fisa_platform.panoptic_png import encode_panoptic
+
+        return {
+            "image_id": row["image_id"],
+            "file_name": row["file_name"],
+            **prediction_row(prediction, self.vocabulary, self.config.panoptic),
+            "semantic": encode_panoptic(prediction.semantic(objectness=self.config.panoptic.objectness)),
+            "true_panoptic": row["panoptic"],
+            "true_segments_info": row["segments_info"],
+        }
+
+
+def write_and_score(batch: pa.Table, *, output_uri: str, schema: pa.Schema, vocabulary: Vocabulary) -> pa.Table:
+    """Write a file of predictions, and count its metrics while ground truth is at hand."""
+    import pyarrow as pa
+
+    from fisa_platform.evaluation.panoptic import PanopticMetrics
+    from fisa_platform.evaluation.semantic import SemanticMetrics
+    from fisa_platform.tables import write_batch
+
+    metrics = PanopticMetrics(vocabulary), SemanticMetrics(vocabulary)
+    for row in batch.to_pylist():
+        if row["reason"] is None:
+            score_image(row, vocabulary, *metrics)
+    written = write_batch(batch, output_uri=output_uri, name="predictions", schema=schema)
+    # The counts belong to the whole batch, so they stand in its first row.
+    counts = [pickle.dumps(metrics), *[None] * (written.num_rows - 1)]
+    return written.append_column("metrics", pa.array(counts, pa.large_binary()))
+
+
+def score_image(
+    row: dict[str, Any], vocabulary: Vocabulary, panoptic: PanopticMetrics, semantic: SemanticMetrics
+) -> None:
+    """Count one image, given as a row of EVALUATED."""
+    import numpy as np
+
+    from fisa_platform.evaluation.label_maps import VOID, class_labels
+    from fisa_platform.panoptic_png import decode_panoptic
+
+    truth, predicted = decode_panoptic(row["true_panoptic"]), decode_panoptic(row["panoptic"])
+    panoptic.update(truth, row["true_segments_info"], predicted, row["segments_info"])
+    labels = decode_panoptic(row["semantic"])
+    semantic.update(
+        class_labels(truth, row["true_segments_info"], vocabulary),
+        np.where(labels == len(vocabulary), VOID, labels),
+    )
+
+
+def _add_up(parts: list[dict[str, Any]], vocabulary: Vocabulary, seen_uri: str | None) -> dict[str, Any]:
+    from fisa_model.vocabulary import Vocabulary
+    from fisa_platform.evaluation.panoptic import PanopticMetrics
+    from fisa_platform.evaluation.semantic import SemanticMetrics
+    from fisa_platform.evaluation.summary import standard_subsets, summarise
+    from fisa_platform.manifest import open_version
+
+    panoptic, semantic = PanopticMetrics(vocabulary), SemanticMetrics(vocabulary)
+    for part in parts:
+        if part["metrics"] is not None:
+            more_panoptic, more_semantic = pickle.loads(part["metrics"])  # noqa: S301 (our own tasks wrote it)
+            panoptic.merge(more_panoptic)
+            semantic.merge(more_semantic)
+    seen = None
+    if seen_uri is not None:
+        seen = Vocabulary.from_json(open_version(seen_uri).manifest.vocabulary or [])
+    subsets = standard_subsets(vocabulary, seen)
+    ious = semantic.per_class()
+    classes = [
+        {"id": q.category_id, "name": q.name, "PQ": q.pq, "SQ": q.sq, "RQ": q.rq, "IoU": ious.get(q.category_id)}
+        for q in panoptic.per_class()
+    ]
+    return {"scores": summarise(panoptic, semantic, subsets), "classes": classes}
+
+
+def _score_table(scores: dict[str, dict[str, float]]) -> str:
+    columns = ("PQ", "SQ", "RQ", "mIoU")
+    lines = [f"{'':8}" + "".join(f"{name:>8}" for name in columns)]
+    for subset, values in scores.items():
+        cells = "".join(f"{values[name]:8.1f}" if name in values else f"{'-':>8}" for name in columns)
+        lines.append(f"{subset:8}{cells}")
+    return "\n".join(lines)

@@ -1,0 +1,303 @@
+"""Stage `train`: fit the mask classifier on cached proposals, with Ray Train over workers and Accelerate in each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fisa_model.config import FISAConfig
+from fisa_platform.compute import Compute
+from fisa_platform.job import StageContext, StageResult
+from fisa_platform.training.batches import BatchConfig
+from fisa_platform.training.optim import OptimizerConfig, ScheduleConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from accelerate import Accelerator
+
+    from fisa_model.fisa import FISA
+    from fisa_model.vocabulary import Vocabulary
+    from fisa_platform.training.batches import TrainingExamples
+    from fisa_platform.training.loop import TrainingState
+    from fisa_platform.training.objective import FISAObjective, TrainingBatch
+
+WEIGHTS_NAME = "weights.safetensors"
+METRICS_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    no_object_weight: float = 0.0
+    """Weight of unmatched proposals, whose class is void; 0 leaves them out, as MaskCLIP does."""
+
+    points: int = 12_544
+    """Points at which masks are compared."""
+
+    def __post_init__(self) -> None:
+        if self.no_object_weight < 0:
+            raise ValueError(f"no_object_weight must be 0 or more, got {self.no_object_weight}")
+        if self.points < 1:
+            raise ValueError(f"points must be at least 1, got {self.points}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    images_uri: str
+    """Table of images with ground truth, written by `shard`; its vocabulary is what is learnt."""
+
+    proposals_uri: str
+    """Table of proposals for these images, written by `propose`."""
+
+    output_uri: str
+    """Where the weights go."""
+
+    model: FISAConfig
+    """The CLIP, and what is added to it."""
+
+    iterations: int
+    """Optimizer steps."""
+
+    templates: Literal["vild", "photo", "literal"] = "vild"
+    """Sentences that class names are put into."""
+
+    void: str | None = "other"
+    """The word for none of the classes, a row of the classifier while training; none leaves it out."""
+
+    seed: int = 42
+    """Order of the images, their jitter, and the start of what is new."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass; losses are always fp32."""
+
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    checkpoint_interval: int = 500
+    """Steps between two checkpoints, from which a run that was stopped goes on; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        if self.checkpoint_interval < 0:
+            raise ValueError(f"checkpoint_interval must be 0 or more, got {self.checkpoint_interval}")
+        if self.model.trained == "none":
+            raise ValueError("model.trained is 'none', so there is nothing to train; choose 'simo'")
+        if self.loss.no_object_weight > 0 and self.void is None:
+            raise ValueError("loss.no_object_weight is above 0 but void is none; name a word such as 'other'")
+
+
+def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageResult:
+    """Run the workers; a run that was stopped goes on from its last checkpoint."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from fisa_platform import storage
+    from fisa_platform.manifest import open_version
+
+    images = open_version(config.images_uri)
+    if images.manifest.vocabulary is None:
+        raise ValueError(f"{config.images_uri}: has no ground truth; train on a table that has")
+    filesystem, path = storage.pyarrow_filesystem(storage.join(context.output.version_uri, "ray_train"))
+    workers = compute.workers
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"config": config, "output_uri": context.output.uri},
+        scaling_config=ScalingConfig(
+            num_workers=workers.max if workers.min in (0, workers.max) else (workers.min, workers.max),
+            use_gpu=compute.gpus_per_worker > 0,
+            resources_per_worker=compute.bundle(),
+        ),
+        run_config=RunConfig(
+            name="run",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=3),
+        ),
+    )
+    trainer.fit()
+    last = json.loads(storage.read_bytes(storage.join(context.output.uri, METRICS_NAME)).splitlines()[-1])
+    return StageResult(
+        rows=config.iterations * config.batches.size,
+        vocabulary=images.manifest.vocabulary,
+        extra={"final": last},
+        message=f"{config.iterations} iterations, final loss {last['loss']:.3f}",
+        files=[storage.join(context.output.uri, name) for name in (WEIGHTS_NAME, METRICS_NAME)],
+    )
+
+
+def _train_worker(arguments: dict[str, Any]) -> None:
+    """What each Ray Train worker does."""
+    import ray.train
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    from fisa_model.vocabulary import Vocabulary
+    from fisa_platform.manifest import open_version
+    from fisa_platform.training.loop import LoopConfig, log_progress, train
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config: TrainConfig = arguments["config"]
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    vocabulary = Vocabulary.from_json(open_version(config.images_uri).manifest.vocabulary or [])
+    state = build_state(config, vocabulary, accelerator.device)
+    history: list[dict[str, float]] = []
+    _resume(state, history)
+    examples = _examples(config, vocabulary, state.objective.model)
+    log = log_progress(config.iterations)
+
+    def report(row: dict[str, float]) -> None:
+        history.append(row)
+        if accelerator.is_main_process:
+            log(row)
+        ray.train.report(row)
+
+    train(
+        state,
+        _batches(config, examples, state.step, accelerator),
+        LoopConfig(
+            iterations=config.iterations,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            accumulation=config.batches.accumulation,
+            checkpoint_interval=config.checkpoint_interval,
+        ),
+        accelerator=accelerator,
+        report=report,
+        save=lambda: _save(state, history, is_main=accelerator.is_main_process),
+    )
+    if accelerator.is_main_process:
+        _write_outputs(arguments["output_uri"], config, state.objective.model, vocabulary, history)
+
+
+def build_state(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> TrainingState[FISAObjective]:
+    """The model, its criterion, its optimizer and its schedule, as they are before the first step."""
+    import torch
+
+    from fisa_model.criterion import Criterion
+    from fisa_model.fisa import build_fisa
+    from fisa_model.matcher import HungarianMatcher
+    from fisa_model.simo import parameter_groups
+    from fisa_model.vocabulary import get_templates
+    from fisa_platform.training.loop import TrainingState
+    from fisa_platform.training.objective import FISAObjective
+    from fisa_platform.training.optim import build_optimizer, build_schedule
+
+    torch.manual_seed(config.seed)
+    model, text_encoder = build_fisa(config.model)
+    class_tokens = text_encoder.encode(vocabulary, get_templates(config.templates), config.void).to(device)
+    criterion = Criterion(
+        HungarianMatcher(num_points=config.loss.points),
+        no_object_weight=config.loss.no_object_weight,
+        num_points=config.loss.points,
+        mask_losses=config.model.trains_masks,
+    )
+    groups = parameter_groups(
+        model.to(device).train(),
+        learning_rate=config.optimizer.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        query_scale=config.optimizer.query_scale,
+    )
+    optimizer = build_optimizer([dict(group) for group in groups])
+    schedule = build_schedule(optimizer, config.schedule, config.iterations)
+    return TrainingState(FISAObjective(model, criterion, class_tokens), optimizer, schedule)
+
+
+def _resume(state: TrainingState[FISAObjective], history: list[dict[str, float]]) -> None:
+    import ray.train
+
+    from fisa_platform.training.checkpoint import load_checkpoint
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            load_checkpoint(Path(folder), state)
+            history += _read_history(Path(folder) / METRICS_NAME)
+
+
+def _save(state: TrainingState[FISAObjective], history: list[dict[str, float]], *, is_main: bool) -> None:
+    """Every rank calls this, since reporting to Ray Train is a barrier; the first one brings the files."""
+    import ray.train
+
+    from fisa_platform.training.checkpoint import save_checkpoint
+
+    if not is_main:
+        ray.train.report({"step": state.step})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), state)
+        (Path(folder) / METRICS_NAME).write_text(_history_text(history))
+        ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> TrainingExamples:
+    from fisa_model.transforms import Jitter
+    from fisa_platform.manifest import open_version
+    from fisa_platform.training.batches import TrainingExamples
+    from fisa_platform.rows import ProposalRows, TableRows
+
+    images = open_version(config.images_uri).files(prefix="images/", suffix=".parquet")
+    jitter = Jitter(
+        image_size=model.image_size,
+        mean=model.clip.mean,
+        std=model.clip.std,
+        scale=config.batches.jitter_scale,
+        flip=config.batches.flip,
+    )
+    return TrainingExamples(
+        TableRows(images, ["image_id", "image", "panoptic", "segments_info"]),
+        ProposalRows(config.proposals_uri),
+        vocabulary,
+        jitter,
+        seed=config.seed,
+    )
+
+
+def _batches(
+    config: TrainConfig, examples: TrainingExamples, first_step: int, accelerator: Accelerator
+) -> Iterable[TrainingBatch]:
+    from fisa_platform.training.batches import load_batches
+    from fisa_platform.training.sampler import Sampler
+
+    sampler = Sampler(rows=len(examples), batch_size=config.batches.size, seed=config.seed)
+    micro_batches = sampler.micro_batches(
+        first_step=first_step,
+        last_step=config.iterations,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        accumulation=config.batches.accumulation,
+    )
+    return load_batches(examples, list(micro_batches), config.batches.loader_processes)
+
+
+def _write_outputs(
+    output_uri: str, config: TrainConfig, model: FISA, vocabulary: Vocabulary, history: list[dict[str, float]]
+) -> None:
+    from fisa_model.weights import save_fisa
+    from fisa_platform import storage
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / WEIGHTS_NAME
+        seen = json.dumps(vocabulary.to_json(), ensure_ascii=False)
+        save_fisa(path, model, config.model, {"templates": config.templates, "vocabulary": seen})
+        storage.write_bytes(storage.join(output_uri, WEIGHTS_NAME), path.read_bytes())
+    storage.write_bytes(storage.join(output_uri, METRICS_NAME), _history_text(history).encode())
+
+
+def _history_text(history: list[dict[str, float]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in history)
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

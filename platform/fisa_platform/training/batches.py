@@ -1,0 +1,125 @@
+"""From rows of the images and proposals tables to batches of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from fisa_model.matcher import Target
+    from fisa_model.transforms import Jitter, TrainingSample
+    from fisa_model.vocabulary import Vocabulary
+    from fisa_platform.training.objective import TrainingBatch
+    from fisa_platform.rows import ProposalRows, TableRows
+    from fisa_platform.training.sampler import Sample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchConfig:
+    size: int = 16
+    """Images of one optimizer step, over all workers."""
+
+    accumulation: int = 1
+    """Forward passes that one worker splits its part of a step into, to save memory."""
+
+    jitter_scale: tuple[float, float] | None = (0.1, 2.0)
+    """Large-scale jitter: range of the longer side over the model's image size; none squashes the whole image."""
+
+    flip: float = 0.5
+    """Probability of a mirror image."""
+
+    loader_processes: int = 0
+    """Processes beside each worker that decode and jitter; 0 does it in the worker."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.loader_processes < 0:
+            raise ValueError(f"loader_processes must be 0 or more, got {self.loader_processes}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be 0 to 1, got {self.flip}")
+        if self.jitter_scale is not None and not 0 < self.jitter_scale[0] <= self.jitter_scale[1]:
+            raise ValueError(f"jitter_scale must be a range of positive numbers, got {list(self.jitter_scale)}")
+
+
+class TrainingExamples:
+    """Decodes and jitters sample k of a run; the same sample is the same picture on any worker.
+
+    Args:
+        images: rows of the images table, with `image`, `panoptic` and `segments_info`.
+        proposals: of the same images; an image without is not trained on.
+        vocabulary: the classes that are trained on.
+        jitter: from a picture to the model's frame.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, images: TableRows, proposals: ProposalRows, vocabulary: Vocabulary, jitter: Jitter, *, seed: int
+    ) -> None:
+        self.images = images
+        self.proposals = proposals
+        self.vocabulary = vocabulary
+        self.jitter = jitter
+        self.seed = seed
+        self.usable = [i for i, image_id in enumerate(images.ids) if image_id in proposals]
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, sample: Sample) -> TrainingSample:
+        from fisa_platform.images import decode_image
+
+        row = self.images[self.usable[sample.row]]
+        proposals = self.proposals[row["image_id"]]
+        rng = np.random.default_rng((self.seed, sample.number))
+        return self.jitter(decode_image(row["image"]), proposals, read_target(row, self.vocabulary), rng)
+
+
+def read_target(row: dict[str, Any], vocabulary: Vocabulary) -> Target:
+    """The ground truth of a row: every segment that is no crowd."""
+    import torch
+
+    from fisa_model.matcher import Target
+    from fisa_platform.panoptic_png import decode_panoptic
+
+    if row["panoptic"] is None:
+        raise ValueError(f"image {row['image_id']} has no ground truth; train on a table that has")
+    ids = decode_panoptic(row["panoptic"])
+    segments = [segment for segment in row["segments_info"] if not segment["iscrowd"]]
+    labels = [vocabulary.index_of_id(segment["category_id"]) for segment in segments]
+    masks = ids == np.array([segment["id"] for segment in segments], dtype=ids.dtype)[:, None, None]
+    return Target(torch.tensor(labels, dtype=torch.long), torch.from_numpy(masks))
+
+
+def collate(samples: Sequence[TrainingSample]) -> TrainingBatch:
+    """Stack samples; proposals are filled up to the largest number."""
+    import torch
+
+    from fisa_model.transforms import pad_proposals
+    from fisa_platform.training.objective import TrainingBatch
+
+    proposals, valid = pad_proposals([sample.proposals for sample in samples])
+    images = torch.stack([sample.image for sample in samples])
+    return TrainingBatch(images, proposals, valid, [sample.target for sample in samples])
+
+
+def load_batches(
+    examples: TrainingExamples, micro_batches: Sequence[list[Sample]], loader_processes: int
+) -> DataLoader[TrainingBatch]:
+    """The batches of one rank, decoded ahead by other processes where asked."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        examples,  # type: ignore[arg-type]
+        batch_sampler=micro_batches,
+        collate_fn=collate,
+        num_workers=loader_processes,
+        # Forked processes would share the bucket client's sockets and locks.
+        multiprocessing_context="spawn" if loader_processes else None,
+    )
