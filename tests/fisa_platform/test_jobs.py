@@ -5,11 +5,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import yaml
 
 from fisa_platform.json_schema import spec_schema
 from fisa_platform.spec import PIPELINE, load_job, step_stages
 from fisa_platform.stages import STAGES
+from fisa_platform.yaml_source import read_yaml
 
 SPECS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 PIPELINES = {"quickstart.yaml"}
@@ -36,9 +36,8 @@ def test_the_spec_decodes_and_its_name_starts_with_its_stage(spec: Path) -> None
 
 @each_spec
 def test_the_json_schema_accepts_the_spec(spec: Path) -> None:
-    jsonschema.Draft202012Validator(spec_schema(STAGES, step_stages())).validate(
-        yaml.safe_load(spec.read_text())
-    )
+    validator = jsonschema.Draft202012Validator(spec_schema(STAGES, step_stages()))
+    validator.validate(read_yaml(spec.read_text(encoding="utf-8")).data)
 
 
 def test_the_json_schema_refuses_what_decoding_refuses() -> None:
