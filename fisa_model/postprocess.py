@@ -242,6 +242,9 @@ def _tiles(mask_logits: Tensor, size: tuple[int, int], *, values: int) -> Iterat
     `values` is how many numbers a pixel needs. Splitting by rows changes no number.
     """
     height, width = size
+    if len(mask_logits) == 0:
+        yield slice(0, height), mask_logits.new_zeros(0, height, width)
+        return
     source_height = mask_logits.shape[1]
     rows = max(1, VALUES_PER_TILE // (width * max(1, values)))
     for start in range(0, height, rows):

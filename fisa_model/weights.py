@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fisa_model.config import LOCAL_DIR, TOY_CLIP, AdapterConfig, CLIPConfig, FISAConfig, SEVEConfig
-from fisa_model.text_encoder import Tokenizer
+from fisa_model.text_encoder import TextEncoder, Tokenizer
 
 if TYPE_CHECKING:
     from fisa_model.fisa import FISA
@@ -138,10 +138,13 @@ def _check_source(name: str, weights: str | None) -> None:
 
 def _load_tokenizer(name: str) -> Tokenizer:
     bpe_path = Path(name.removeprefix(LOCAL_DIR)) / BPE_NAME
-    if name.startswith(LOCAL_DIR) and bpe_path.is_file():
-        tokenizer: Tokenizer = open_clip.get_tokenizer(name, bpe_path=str(bpe_path))
-    else:
-        tokenizer = open_clip.get_tokenizer(name)
+    if not (name.startswith(LOCAL_DIR) and bpe_path.is_file()):
+        tokenizer: Tokenizer = open_clip.get_tokenizer(name)
+        return tokenizer
+    try:
+        tokenizer = open_clip.get_tokenizer(name, bpe_path=str(bpe_path))
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{bpe_path}: not a gzip file of word pieces ({error}); copy it again") from error
     return tokenizer
 
 
@@ -181,15 +184,29 @@ def read_fisa(path: Path | str) -> SavedFISA:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(
             f"{path}: not a whole safetensors file ({error}); copy or download it again"
         ) from error
     if metadata.pop("format", None) != FORMAT:
         raise ValueError(f"{path}: not written by FISA; give the weights that a training run wrote")
-    config = _config_from_json(json.loads(metadata.pop("fisa_config")))
+    try:
+        config = _config_from_json(json.loads(metadata.pop("fisa_config")))
+    except TypeError as error:
+        raise ValueError(f"{path}: its settings are those of another version of FISA ({error})") from error
     return SavedFISA(path, config, metadata.pop("clip_digest"), tensors, metadata)
+
+
+def load_fisa(path: Path | str) -> tuple["FISA", TextEncoder]:
+    """Builds the model of a file, on the CLIP that its config names, with the trained tensors in it."""
+    # Here, because building a model starts with loading its CLIP.
+    from fisa_model.fisa import build_fisa
+
+    saved = read_fisa(path)
+    model, text_encoder = build_fisa(saved.config)
+    saved.load_into(model)
+    return model, text_encoder
 
 
 def _config_from_json(fields: dict[str, Any]) -> FISAConfig:

@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from fisa_model.criterion import Criterion
 from fisa_model.fisa import FISAOutput
 from fisa_model.losses import point_sample
 from fisa_model.matcher import HungarianMatcher, Target
-from torch import Tensor
 
 
 def draw(*rows: str) -> Tensor:
@@ -176,5 +177,5 @@ def test_void_without_its_row_is_refused() -> None:
 
 
 def test_a_mask_for_every_label() -> None:
-    with pytest.raises(ValueError, match="one mask .* for each label"):
+    with pytest.raises(ValueError, match=r"one mask \[H, W\] for each label"):
         Target(torch.tensor([0, 1]), RIGHT[None])

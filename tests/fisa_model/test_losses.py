@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+
 from fisa_model.losses import dice_loss, point_sample, sigmoid_bce, uncertain_points
 
 

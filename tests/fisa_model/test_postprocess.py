@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from fisa_model import postprocess
 from fisa_model.postprocess import instance, panoptic, semantic, semantic_scores
-from torch import Tensor
 
 
 def draw(*rows: str) -> Tensor:
@@ -107,7 +108,7 @@ def test_equals_the_published_rules(classes: int, overlap_threshold: float) -> N
     generator = torch.Generator().manual_seed(classes)
     probs = (3 * torch.randn(100, classes, generator=generator)).softmax(-1)
     logits = F.interpolate(
-        4 * torch.randn(1, 100, 4, 5, generator=generator), size=(24, 30), mode="bilinear"
+        8 * torch.randn(1, 100, 6, 8, generator=generator) - 12, size=(48, 64), mode="bilinear"
     )[0]
     is_thing = [k % 2 == 0 for k in range(classes)]
     ids, found = reference_panoptic(probs, logits, is_thing, 0.3, overlap_threshold)

@@ -7,6 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from fisa_model.config import FISAConfig
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators import MaskProposals
@@ -14,7 +16,6 @@ from fisa_model.predictor import FISAPredictor, baseline_of, read_picture
 from fisa_model.text_encoder import TextEncoder
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_model.weights import save_fisa
-from numpy.typing import NDArray
 
 
 def halves(image: NDArray[np.uint8]) -> MaskProposals:

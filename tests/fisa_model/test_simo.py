@@ -1,0 +1,164 @@
+"""Which parameters learn, how many they are, and what reaches them."""
+
+import dataclasses
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from fisa_model.config import AdapterConfig, FISAConfig, fisa_vit_l14_336
+from fisa_model.criterion import Criterion, Target
+from fisa_model.fisa import FISA, build_fisa
+from fisa_model.mask_attention import DistributionAdapter
+from fisa_model.matcher import HungarianMatcher
+from fisa_model.seve import SEVE
+from fisa_model.simo import count_trainable, freeze, parameter_groups, trainable_parameters
+from fisa_model.text_encoder import ClassTokens
+from fisa_model.visual_encoder import MaskTokenEncoder
+from fisa_model.weights import CLIPFacts
+
+
+def test_the_papers_model_trains_26_million_parameters() -> None:
+    config = fisa_vit_l14_336()
+    with torch.device("meta"):
+        clip = open_clip.create_model(config.clip.model, load_weights=False, device="meta")
+        clip.requires_grad_(False)
+        encoder = MaskTokenEncoder.from_clip(clip.visual, image_size=config.image_size)
+        model = FISA(
+            visual_encoder=encoder,
+            seve=SEVE(config.seve, width=encoder.width, text_width=encoder.output_width, layers=24),
+            adapter=DistributionAdapter(config.adapter),
+            clip=CLIPFacts("", 100.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        )
+    freeze(model, config.trained)
+    assert encoder.positional_embedding.shape == (1 + 64 * 64, 1024)
+    assert count_trainable(model) == {
+        "query_projections": 25_190_400,
+        "seve": 1_246_720,
+        "adapter": 305,
+        "image_tower": 0,
+    }
+    assert sum(p.numel() for p in trainable_parameters(model)) == 26_437_425
+
+
+@pytest.mark.parametrize(
+    ("trained", "parts"),
+    [
+        ("simo", {"query_projections", "seve", "adapter"}),
+        ("seve_only", {"seve", "adapter"}),
+        ("full", {"query_projections", "seve", "adapter", "image_tower"}),
+        ("none", set()),
+    ],
+)
+def test_each_choice_trains_its_parts(config: FISAConfig, trained: Any, parts: set[str]) -> None:
+    model, _ = build_fisa(dataclasses.replace(config, trained=trained))
+    assert {part for part, count in count_trainable(model).items() if count} == parts
+
+
+def test_groups_have_their_rates(model: FISA) -> None:
+    groups = parameter_groups(model, learning_rate=1e-4)
+    rates = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
+    assert rates == {
+        "query_projections": (pytest.approx(1e-5), 0.05),
+        "seve": (1e-4, 0.05),
+        "adapter": (1e-4, 0.05),
+    }
+    assert sum(len(group["params"]) for group in groups) == len(trainable_parameters(model))
+
+
+@pytest.fixture
+def targets() -> list[Target]:
+    generator = torch.Generator().manual_seed(5)
+    return [Target(torch.tensor([0, 2]), torch.rand(2, 16, 16, generator=generator) > 0.5) for _ in range(2)]
+
+
+def loss_of(
+    model: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens, targets: list[Target]
+) -> dict[str, Tensor]:
+    criterion = Criterion(HungarianMatcher(num_points=32), num_points=32)
+    output = model(images, proposals, class_tokens)
+    return criterion(output, targets, torch.ones(2, 5, dtype=torch.bool), num_classes=4)
+
+
+def total_gradient(parameters: Any) -> float:
+    return sum(p.grad.abs().sum().item() for p in parameters if p.grad is not None)
+
+
+def test_two_steps_change_what_learns_and_nothing_else(
+    model: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens, targets: list[Target]
+) -> None:
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    keys = [k.clone() for k in model.encode_images(images).keys]
+    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-2))  # type: ignore[arg-type]
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model, images, proposals, class_tokens, targets)["loss"].backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+    assert all(torch.equal(a, b) for a, b in zip(keys, model.encode_images(images).keys, strict=True))
+
+
+def test_words_start_to_steer_after_one_step(
+    model: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens, targets: list[Target]
+) -> None:
+    assert model.seve is not None
+    extraction: Any = model.seve.extractions[0]
+    asking = [*extraction.query.parameters(), *extraction.key.parameters()]
+    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-2))  # type: ignore[arg-type]
+    loss_of(model, images, proposals, class_tokens, targets)["loss"].backward()
+    assert total_gradient(asking) == 0
+    assert total_gradient(extraction.value.parameters()) > 0
+    optimizer.step()
+    optimizer.zero_grad()
+    loss_of(model, images, proposals, class_tokens, targets)["loss"].backward()
+    assert total_gradient(asking) > 0
+
+
+@pytest.mark.parametrize(("bias", "reached"), [("hard", False), ("soft", True)])
+def test_classification_reaches_the_adapter_through_a_soft_bias_only(
+    config: FISAConfig,
+    images: Tensor,
+    proposals: Tensor,
+    class_tokens: ClassTokens,
+    targets: list[Target],
+    bias: Any,
+    reached: Any,
+) -> None:
+    config = dataclasses.replace(config, adapter=AdapterConfig(hidden=4, bias=bias))
+    model, _ = build_fisa(config)
+    losses = loss_of(model, images, proposals, class_tokens, targets)
+    losses["loss_class"].backward(retain_graph=True)
+    assert (total_gradient(model.adapter.parameters()) > 0) == reached
+    model.zero_grad()
+    (losses["loss_mask"] + losses["loss_dice"]).backward()
+    assert total_gradient(model.adapter.parameters()) > 0
+
+
+def test_images_get_gradients_only_where_their_path_learns(config: FISAConfig, images: Tensor) -> None:
+    for trained, query_projection, expected in [
+        ("simo", "mask_only", False),
+        ("simo", "shared", True),
+        ("seve_only", "shared", False),
+        ("full", "mask_only", True),
+    ]:
+        choice = dataclasses.replace(config, trained=trained, query_projection=query_projection)  # type: ignore[arg-type]
+        features = build_fisa(choice)[0].encode_images(images)
+        assert features.keys[-1].requires_grad == expected, (trained, query_projection)
+
+
+def test_learns_which_mask_is_which(
+    model: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens, targets: list[Target]
+) -> None:
+    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=3e-3, query_scale=1.0))  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = loss_of(model, images, proposals, class_tokens, targets)
+        loss["loss"].backward()
+        optimizer.step()
+        losses.append(loss["loss_class"].item())
+    assert min(losses[-10:]) < 0.5 * losses[0]

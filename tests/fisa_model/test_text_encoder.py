@@ -1,0 +1,77 @@
+"""Names and templates as rows of a classifier."""
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fisa_model.text_encoder import TextEncoder
+from fisa_model.vocabulary import Category, Vocabulary, get_templates
+
+
+def embed(clip: Any, prompts: list[str], encoder: TextEncoder) -> Tensor:
+    return clip.encode_text(encoder.tokenizer(prompts), normalize=True)
+
+
+def test_a_row_is_the_mean_over_templates(clip: Any, text_encoder: TextEncoder) -> None:
+    templates = get_templates("vild")
+    tokens = text_encoder.encode(Vocabulary.from_names(["cat", "traffic light"]), templates)
+    for row, name in zip(tokens.classifier, ["cat", "traffic light"], strict=True):
+        rows = embed(clip, [template.format(name) for template in templates], text_encoder)
+        torch.testing.assert_close(row, F.normalize(rows.mean(0), dim=0), atol=1e-6, rtol=0)
+
+
+def test_equals_open_clips_own_classifier(clip: Any, text_encoder: TextEncoder) -> None:
+    names, templates = ["cat", "sofa", "sea"], get_templates("vild")
+    with torch.no_grad():
+        expected = open_clip.build_zero_shot_classifier(
+            clip,
+            text_encoder.tokenizer,
+            names,
+            [lambda name, template=template: template.format(name) for template in templates],
+        ).T
+    tokens = text_encoder.encode(Vocabulary.from_names(names), templates)
+    torch.testing.assert_close(tokens.classifier, expected, atol=1e-6, rtol=0)
+
+
+def test_synonyms_have_rows_and_share_a_target(text_encoder: TextEncoder) -> None:
+    vocabulary = Vocabulary((Category(1, "sofa", synonyms=("couch",)), Category(2, "cat")))
+    tokens = text_encoder.encode(vocabulary, ("{}",))
+    assert tokens.class_index.tolist() == [0, 0, 1]
+    assert tokens.num_classes == 2
+    mean = F.normalize(tokens.classifier[:2].mean(0), dim=0)
+    torch.testing.assert_close(tokens.targets[0], mean)
+    torch.testing.assert_close(tokens.targets[1], tokens.classifier[2])
+    torch.testing.assert_close(tokens.targets.norm(dim=1), torch.ones(2))
+
+
+def test_void_is_classified_but_never_read_by_seve(text_encoder: TextEncoder) -> None:
+    tokens = text_encoder.encode(Vocabulary.from_names(["cat"]), ("{}",), void="other")
+    assert tokens.class_index.tolist() == [0, 1]
+    assert (tokens.num_classes, tokens.num_columns, len(tokens.targets)) == (1, 2, 1)
+
+
+def test_names_are_encoded_once(text_encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    tokenizer = text_encoder.tokenizer
+    text_encoder.tokenizer = lambda prompts: asked.extend(prompts) or tokenizer(prompts)  # type: ignore[func-returns-value]
+    first = text_encoder.encode(Vocabulary.from_names(["cat", "dog"]), ("a {}",))
+    second = text_encoder.encode(Vocabulary.from_names(["dog", "cow"]), ("a {}",))
+    assert asked == ["a cat", "a dog", "a cow"]
+    assert torch.equal(first.classifier[1], second.classifier[0])
+
+
+def test_long_vocabularies_go_in_batches(text_encoder: TextEncoder) -> None:
+    names = [f"thing {k}" for k in range(300)]
+    tokens = text_encoder.encode(Vocabulary.from_names(names), ("{}",))
+    alone = text_encoder.encode(Vocabulary.from_names(["thing 299"]), ("{}",))
+    assert tokens.classifier.shape == (300, 24)
+    assert torch.equal(tokens.classifier[299], alone.classifier[0])
+
+
+def test_a_template_without_a_place_is_refused(text_encoder: TextEncoder) -> None:
+    with pytest.raises(ValueError, match=r"has no \{\} for the class name"):
+        text_encoder.encode(Vocabulary.from_names(["cat"]), ("a photo",))

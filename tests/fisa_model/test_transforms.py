@@ -1,0 +1,177 @@
+"""One frame for image, proposals and ground truth."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
+
+from fisa_model.mask_generators import MaskProposals
+from fisa_model.matcher import Target
+from fisa_model.transforms import (
+    GRAY,
+    OUTSIDE,
+    Frame,
+    Jitter,
+    pad_proposals,
+    to_clip_input,
+    to_model_proposals,
+    warp_image,
+    warp_logits,
+    warp_masks,
+)
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def rectangle(height: int, width: int, top: int, left: int, bottom: int, right: int) -> NDArray[np.bool_]:
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def paint(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """White on black."""
+    return np.repeat((255 * mask).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def proposals_of(mask: NDArray[np.bool_]) -> MaskProposals:
+    return MaskProposals(np.where(mask, 10.0, -10.0).astype(np.float32)[None], np.ones(1, np.float32))
+
+
+def overlap(a: Tensor, b: Tensor) -> float:
+    return ((a & b).sum() / (a | b).sum()).item()
+
+
+def centre(mask: Tensor) -> Tensor:
+    return mask.nonzero().float().mean(dim=0)
+
+
+def test_squash_is_bicubic_with_antialias() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (37, 91, 3), dtype=np.uint8)
+    ours = to_clip_input(image, image_size=24, mean=MEAN, std=STD)
+    pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
+    expected = resize(pixels, [24, 24], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    expected = (expected - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_image_proposals_and_truth_stay_together(seed: int) -> None:
+    mask = rectangle(60, 90, 12, 20, 48, 70)
+    jitter = Jitter(image_size=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=(0.6, 1.6))
+    target = Target(torch.tensor([3]), torch.from_numpy(mask)[None])
+    sample = jitter(paint(mask), proposals_of(mask), target, np.random.default_rng(seed))
+    truth = sample.target.masks[0]
+    assert sample.image.shape == (3, 64, 64)
+    assert truth.shape == (64, 64)
+    painted = sample.image[0] > 0.55
+    proposal = (
+        torch.nn.functional.interpolate(sample.proposals[None], size=(64, 64), mode="bilinear")[0, 0] > 0
+    )
+    # An edge of a mask at a quarter of the resolution may lie half a cell away.
+    for other, pixels in ((painted, 0.6), (proposal, 2.0)):
+        assert (centre(other) - centre(truth)).abs().max() < pixels
+        assert overlap(other, truth) > 0.85
+
+
+def test_the_same_random_state_draws_the_same_sample() -> None:
+    mask = rectangle(20, 20, 5, 5, 15, 15)
+    jitter = Jitter(image_size=32, mean=MEAN, std=STD)
+    target = Target(torch.tensor([0]), torch.from_numpy(mask)[None])
+    first, second = (
+        jitter(paint(mask), proposals_of(mask), target, np.random.default_rng(4)) for _ in range(2)
+    )
+    assert torch.equal(first.image, second.image)
+    assert torch.equal(first.proposals, second.proposals)
+
+
+def test_without_scale_or_flip_it_is_the_test_time_squash() -> None:
+    mask = rectangle(20, 44, 5, 5, 15, 30)
+    jitter = Jitter(image_size=32, mean=MEAN, std=STD, scale=None, flip=0.0)
+    target = Target(torch.tensor([0]), torch.from_numpy(mask)[None])
+    sample = jitter(paint(mask), proposals_of(mask), target, np.random.default_rng(0))
+    assert torch.equal(sample.image, to_clip_input(paint(mask), image_size=32, mean=MEAN, std=STD))
+
+
+def test_a_small_image_lies_on_gray_with_empty_masks_around() -> None:
+    image = np.full((10, 20, 3), 255, np.uint8)
+    frame = Frame(size=16, height=4, width=8)
+    pixels = warp_image(image, frame)
+    assert torch.allclose(pixels[:, :4, :8], torch.ones(()))
+    assert torch.allclose(pixels[:, 4:], torch.tensor(GRAY))
+    assert torch.allclose(pixels[:, :, 8:], torch.tensor(GRAY))
+    logits = warp_logits(torch.full((1, 5, 10), 7.0), frame, side=16)
+    assert torch.allclose(logits[0, :4, :8], torch.tensor(7.0))
+    assert (logits[0, 4:] == OUTSIDE).all()
+    masks = warp_masks(torch.ones(1, 10, 20, dtype=torch.bool), frame, side=16)
+    assert masks.sum() == 4 * 8
+
+
+def test_mirror_images_are_mirrored() -> None:
+    left = torch.from_numpy(rectangle(4, 4, 0, 0, 4, 2))[None]
+    plain, flipped = (
+        warp_masks(left, Frame(size=4, height=4, width=4, flip=flip), side=4) for flip in (False, True)
+    )
+    assert torch.equal(plain, left)
+    assert torch.equal(flipped, left.flip(-1))
+
+
+def test_sizes_are_those_of_large_scale_jitter() -> None:
+    rng = np.random.default_rng(0)
+    jitter = Jitter(image_size=100, mean=MEAN, std=STD, scale=(0.1, 2.0))
+    frames = [jitter.draw(60, 80, rng) for _ in range(300)]
+    longer = [max(frame.height, frame.width) for frame in frames]
+    assert 10 <= min(longer) < 25
+    assert 180 < max(longer) <= 200
+    assert all(abs(frame.height / frame.width - 0.75) < 0.06 for frame in frames)
+    assert all(0 <= frame.left <= max(frame.width - 100, 0) for frame in frames)
+    assert any(frame.flip for frame in frames)
+
+
+def test_segments_that_leave_the_frame_are_dropped() -> None:
+    masks = np.stack([rectangle(40, 40, 0, 0, 40, 40), rectangle(40, 40, 0, 38, 2, 40)])
+    jitter = Jitter(image_size=16, mean=MEAN, std=STD, scale=(4.0, 4.0), flip=0.0)
+    target = Target(torch.tensor([5, 6]), torch.from_numpy(masks))
+    kept = {
+        tuple(
+            jitter(
+                paint(masks[0]), proposals_of(masks[0]), target, np.random.default_rng(s)
+            ).target.labels.tolist()
+        )
+        for s in range(20)
+    }
+    assert (5,) in kept
+
+
+def test_proposals_are_brought_to_a_quarter_and_filled_up() -> None:
+    one = to_model_proposals(proposals_of(rectangle(40, 80, 0, 0, 40, 40)), image_size=32)
+    none = to_model_proposals(
+        MaskProposals(np.zeros((0, 5, 5), np.float32), np.zeros(0, np.float32)), image_size=32
+    )
+    assert one.shape == (1, 8, 8)
+    assert (one[0] > 0).tolist() == [[True] * 4 + [False] * 4] * 8
+    padded, valid = pad_proposals([one, none])
+    assert padded.shape == (2, 1, 8, 8)
+    assert valid.tolist() == [[True], [False]]
+    assert (padded[1] == OUTSIDE).all()
+
+
+def test_read_only_tables_are_read_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    proposals = proposals_of(rectangle(8, 8, 0, 0, 4, 4))
+    proposals.mask_logits.flags.writeable = False
+    to_model_proposals(proposals, image_size=16)
+    assert not recwarn.list
+
+
+def test_masks_of_another_size_are_refused() -> None:
+    mask = rectangle(20, 20, 5, 5, 15, 15)
+    target = Target(torch.tensor([0]), torch.zeros(1, 10, 20, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"masks are \[10, 20\] pixels, their image is \[20, 20\]"):
+        Jitter(image_size=16, mean=MEAN, std=STD)(
+            paint(mask), proposals_of(mask), target, np.random.default_rng(0)
+        )
+    with pytest.raises(ValueError, match="scale must be a range of positive numbers"):
+        Jitter(image_size=16, mean=MEAN, std=STD, scale=(2.0, 1.0))

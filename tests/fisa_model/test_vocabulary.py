@@ -1,0 +1,63 @@
+"""Names, ids and synonyms."""
+
+import pytest
+
+from fisa_model.vocabulary import TEMPLATES, Category, Vocabulary, get_templates
+
+SOFA_AND_GRASS = Vocabulary(
+    (Category(63, "couch", synonyms=("sofa",)), Category(193, "grass", is_thing=False))
+)
+
+
+def test_names_become_things_with_ids_from_one() -> None:
+    vocabulary = Vocabulary.from_names(["cat", "sofa, couch"])
+    assert vocabulary.ids == (1, 2)
+    assert vocabulary.names == ("cat", "sofa")
+    assert vocabulary.categories[1].prompt_names == ("sofa", "couch")
+    assert vocabulary.is_thing == (True, True)
+
+
+def test_json_is_cocos_and_comes_back() -> None:
+    rows = SOFA_AND_GRASS.to_json()
+    assert rows[1] == {"id": 193, "name": "grass", "isthing": 0, "synonyms": []}
+    assert Vocabulary.from_json(rows) == SOFA_AND_GRASS
+    coco = [{"supercategory": "furniture", "isthing": 1, "id": 63, "name": "couch", "color": [1, 2, 3]}]
+    assert Vocabulary.from_json(coco).names == ("couch",)
+
+
+def test_index_of_id() -> None:
+    assert SOFA_AND_GRASS.index_of_id(193) == 1
+    with pytest.raises(ValueError, match="category id 5 is not in the vocabulary; its ids are 63, 193"):
+        SOFA_AND_GRASS.index_of_id(5)
+
+
+def test_templates_are_known_by_name() -> None:
+    assert len(TEMPLATES["vild"]) == 14
+    assert all(template.count("{}") == 1 for templates in TEMPLATES.values() for template in templates)
+    with pytest.raises(
+        ValueError, match="unknown prompt templates 'vlid'; choose one of literal, photo, vild"
+    ):
+        get_templates("vlid")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "the vocabulary has no classes"),
+        (["cat", "CAT"], "class name 'cat' occurs more than once"),
+        (["cat", " , "], "class name ' , ' is empty"),
+        ("cat", "class names must be a list"),
+    ],
+)
+def test_mistakes_in_names_are_named(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.from_names(names)
+
+
+def test_mistakes_in_json_are_named() -> None:
+    with pytest.raises(ValueError, match="category id 1 occurs more than once"):
+        Vocabulary.from_json([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}])
+    with pytest.raises(ValueError, match="lacks 'name'"):
+        Vocabulary.from_json([{"id": 1}])
+    with pytest.raises(ValueError, match="synonyms must be a list"):
+        Vocabulary.from_json([{"id": 1, "name": "a", "synonyms": "b"}])
