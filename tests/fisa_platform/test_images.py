@@ -1,0 +1,54 @@
+"""Encoded images: sizes and pixels as a person sees them, and clear refusals."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fisa_platform.images import decode_image, image_size
+
+ORIENTATION = 0x0112
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def test_orientation_turns_size_and_pixels() -> None:
+    picture = Image.new("RGB", (30, 20), "red")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = encoded(picture, "JPEG", exif=exif)
+    assert image_size(data) == (30, 20)
+    assert decode_image(data).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    data = encoded(Image.new(mode, (5, 4)), "JPEG" if mode == "CMYK" else "PNG")
+    pixels = decode_image(data)
+    assert pixels.shape == (4, 5, 3) and pixels.dtype == np.uint8
+
+
+def test_a_png_named_jpg_is_a_png() -> None:
+    assert image_size(encoded(Image.new("RGB", (3, 2)))) == (2, 3)
+
+
+def test_refuses_what_is_no_image() -> None:
+    with pytest.raises(ValueError, match="not an image that can be read"):
+        image_size(b"")
+
+
+def test_refuses_a_cut_image() -> None:
+    data = encoded(Image.effect_noise((64, 64), 50), "JPEG")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        image_size(data[: len(data) // 2])
+
+
+def test_refuses_too_many_pixels_before_decoding() -> None:
+    data = encoded(Image.new("1", (12_000, 9_000)))
+    with pytest.raises(ValueError, match="12000 x 9000"):
+        decode_image(data)

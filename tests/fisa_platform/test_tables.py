@@ -1,0 +1,62 @@
+"""Tables on disk: what succeeds and what fails go apart, and rows come back by id."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fisa_platform.rows import TableRows
+from fisa_platform.schema import PROPOSALS, REJECTED
+from fisa_platform.tables import Written, failable_table, write_batch, write_parquet
+
+
+def proposals_row(image_id: str) -> dict[str, object]:
+    return {"image_id": image_id, "file_name": f"{image_id}.jpg", "height": 2, "width": 3, "masks": []}
+
+
+def test_failed_rows_go_to_their_own_table(tmp_path: Path) -> None:
+    rows = [proposals_row("a"), {"image_id": "b", "file_name": "b.jpg", "reason": "cut short"}]
+    parts = write_batch(
+        failable_table(PROPOSALS, rows), output_uri=str(tmp_path), name="proposals", schema=PROPOSALS
+    ).to_pylist()
+    tables = {part["table"]: pq.read_table(part["uri"]) for part in parts}
+    assert tables["proposals"].schema.equals(PROPOSALS)
+    assert tables["proposals"]["image_id"].to_pylist() == ["a"]
+    assert tables["rejected"].schema.equals(REJECTED)
+    assert tables["rejected"].to_pylist() == [{"image_id": "b", "file_name": "b.jpg", "reason": "cut short"}]
+    written = Written.of(parts, "proposals")
+    assert (written.rows, written.rejected) == (1, 1)
+
+
+def test_too_many_failures_fail_the_job() -> None:
+    written = Written(["/x/rejected/1.parquet"], rows=9, rejected=1)
+    written.check(0.1)
+    with pytest.raises(ValueError, match="1 of 10 images were rejected.*/x/rejected/1.parquet"):
+        written.check(0.05)
+
+
+def test_no_rows_at_all_fail_the_job() -> None:
+    with pytest.raises(ValueError, match="0 of 0"):
+        Written([], rows=0, rejected=0).check(1.0)
+
+
+def test_rows_are_sorted_by_id_however_they_were_written(tmp_path: Path) -> None:
+    files = []
+    for name, ids in {"z": ["d", "a"], "y": ["c", "b"]}.items():
+        uri = str(tmp_path / f"{name}.parquet")
+        write_parquet(uri, pa.table({"image_id": ids, "value": [f"value of {i}" for i in ids]}))
+        files.append(uri)
+    rows = TableRows(files, ["image_id", "value"])
+    assert rows.ids == ["a", "b", "c", "d"]
+    assert [rows[i]["value"] for i in range(4)] == [f"value of {i}" for i in "abcd"]
+    assert rows.positions()["c"] == 2
+
+
+def test_rows_cross_process_borders(tmp_path: Path) -> None:
+    import pickle
+
+    uri = str(tmp_path / "x.parquet")
+    write_parquet(uri, pa.table({"image_id": ["a"]}))
+    rows = TableRows([uri], ["image_id"])
+    assert rows[0] == pickle.loads(pickle.dumps(rows))[0]

@@ -1,0 +1,53 @@
+"""The order of samples does not depend on how many workers share it."""
+
+import pytest
+
+from fisa_platform.training.sampler import Sample, Sampler
+
+
+def gathered(sampler: Sampler, world: int, accumulation: int, steps: range) -> list[set[Sample]]:
+    """The samples of each step, over all ranks."""
+    streams = [
+        list(
+            sampler.micro_batches(
+                first_step=steps.start, last_step=steps.stop, rank=rank, world=world, accumulation=accumulation
+            )
+        )
+        for rank in range(world)
+    ]
+    return [
+        {sample for stream in streams for part in stream[i : i + accumulation] for sample in part}
+        for i in range(0, len(steps) * accumulation, accumulation)
+    ]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)])
+def test_a_step_has_the_same_samples_for_any_split(world: int, accumulation: int) -> None:
+    sampler = Sampler(rows=10, batch_size=8, seed=3)
+    assert gathered(sampler, world, accumulation, range(5)) == gathered(sampler, 1, 1, range(5))
+
+
+def test_an_epoch_shows_every_row_once() -> None:
+    sampler = Sampler(rows=12, batch_size=4, seed=0)
+    rows = [sample.row for step in range(3) for sample in sampler.step(step)]
+    assert sorted(rows) == list(range(12))
+
+
+def test_resuming_goes_on_where_the_run_stopped() -> None:
+    sampler = Sampler(rows=7, batch_size=4, seed=1)
+    assert gathered(sampler, 2, 1, range(6))[4:] == gathered(sampler, 2, 1, range(4, 6))
+
+
+def test_a_row_is_jittered_anew_in_every_epoch() -> None:
+    sampler = Sampler(rows=2, batch_size=2, seed=0)
+    assert {s.number for s in sampler.step(0)}.isdisjoint({s.number for s in sampler.step(1)})
+
+
+def test_refuses_a_batch_that_does_not_divide() -> None:
+    with pytest.raises(ValueError, match="batch_size \\(16\\) must be a multiple of workers x accumulation \\(3 x 1\\)"):
+        list(Sampler(rows=9, batch_size=16, seed=0).micro_batches(first_step=0, last_step=1, rank=0, world=3, accumulation=1))
+
+
+def test_refuses_an_empty_table() -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        Sampler(rows=0, batch_size=1, seed=0)
