@@ -191,7 +191,7 @@ def test_the_hook_ships_the_checkout_once(cluster: Cluster, tmp_path: Path) -> N
     code, output = cluster.submit(spec, folder=elsewhere, **hook)
     assert code == 0, output
     assert "already submitted (succeeded)" in output
-    code, output = cluster.submit(spec, "--set", "config.toyworld.scenes=-1", folder=elsewhere, **hook)
+    code, output = cluster.submit("--", spec, "--set", "config.toyworld.scenes=-1", folder=elsewhere, **hook)
     assert code == 2, output
     assert "scenes must be at least 1, got -1" in output
     assert "Traceback" not in output
