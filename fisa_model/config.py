@@ -107,6 +107,11 @@ class FISAConfig:
         if self.trained == "seve_only" and not self.seve.enabled:
             raise ValueError("trained is 'seve_only' but seve.enabled is false; enable SEVE or train 'simo'")
 
+        if self.trained == "none" and self.seve.enabled and self.seve.init == "random":
+            raise ValueError(
+                "trained is 'none' but seve.init is 'random'; SEVE must learn, start at zero or be off"
+            )
+
     @property
     def trains_masks(self) -> bool:
         """Whether the output masks depend on anything that learns, so that mask losses mean something."""

@@ -103,8 +103,9 @@ class HungarianMatcher:
 
 def _pairwise_bce(logits: Tensor, truth: Tensor) -> Tensor:
     """[Q, P], [N, P] -> [Q, N], mean over points."""
-    inside, outside = F.softplus(-logits), F.softplus(logits)
-    return (inside @ truth.T + outside @ (1 - truth).T) / logits.shape[1]
+    # softplus(x) = softplus(-x) + x, so one of the two is enough.
+    inside = F.softplus(-logits).sum(-1, keepdim=True)
+    return (inside + logits @ (1 - truth).T) / logits.shape[1]
 
 
 def _pairwise_dice(logits: Tensor, truth: Tensor) -> Tensor:

@@ -1,11 +1,9 @@
 """FISA in one object: a picture and words in, labelled segments out."""
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -20,6 +18,7 @@ from fisa_model.config import TOY_CLIP, AdapterConfig, FISAConfig, SEVEConfig
 from fisa_model.fisa import FISA, FISAOutput, build_fisa
 from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_generator
 from fisa_model.postprocess import Instance, PanopticResult
+from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.transforms import check_image, pad_proposals, to_clip_input, to_model_proposals, to_tensor
 from fisa_model.visual_encoder import ImageFeatures
@@ -88,48 +87,6 @@ class Prediction:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class NamedSegment:
-    id: int
-    category_id: int
-    name: str
-    score: float
-    area: int
-    bbox: tuple[int, int, int, int]
-    """x, y, width, height in pixels."""
-
-    is_thing: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Segmentation:
-    """A labelled picture."""
-
-    ids: NDArray[np.int32]
-    """[H, W], the segment of every pixel; 0 is void."""
-
-    segments: list[NamedSegment]
-
-    def to_coco(self) -> tuple[bytes, list[dict[str, Any]]]:
-        """COCO panoptic form: the PNG (id = R + 256 G + 65536 B) and its `segments_info`, with scores."""
-        colours = np.stack([self.ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-        png = io.BytesIO()
-        PIL.Image.fromarray(colours).save(png, format="PNG")
-        info = [
-            {
-                "id": segment.id,
-                "category_id": segment.category_id,
-                "area": segment.area,
-                "bbox": list(segment.bbox),
-                "iscrowd": 0,
-                "isthing": int(segment.is_thing),
-                "score": segment.score,
-            }
-            for segment in self.segments
-        ]
-        return png.getvalue(), info
-
-
 class FISAPredictor:
     """A model, its words and a mask generator.
 
@@ -161,7 +118,7 @@ class FISAPredictor:
         return cls(
             model.to(device),
             text_encoder,
-            generator=generator or default_generator(saved.config, device),
+            generator=generator or DefaultGenerator(saved.config, device),
             templates=saved.metadata.get(TEMPLATES_KEY, DEFAULT_TEMPLATES),
         )
 
@@ -176,12 +133,29 @@ class FISAPredictor:
     ) -> "FISAPredictor":
         """The frozen CLIP of a config with mask attention and nothing that was trained."""
         model, text_encoder = build_fisa(baseline_of(config))
-        generator = generator or default_generator(config, device)
+        generator = generator or DefaultGenerator(config, device)
         return cls(model.to(device), text_encoder, generator=generator, templates=templates)
 
-    def segment(self, image: Picture, classes: Sequence[str] | Vocabulary, **options: Any) -> Segmentation:
-        """Labels one picture; `options` are those of `segment_batch`."""
-        return self.segment_batch([image], classes, **options)[0]
+    def segment(
+        self,
+        image: Picture,
+        classes: Sequence[str] | Vocabulary,
+        *,
+        proposals: MaskProposals | None = None,
+        objectness: bool = True,
+        object_threshold: float = 0.3,
+        overlap_threshold: float = 0.5,
+    ) -> Segmentation:
+        """Labels one picture with these words; the generator proposes masks where none are given."""
+        [segmentation] = self.segment_batch(
+            [image],
+            classes,
+            proposals=None if proposals is None else [proposals],
+            objectness=objectness,
+            object_threshold=object_threshold,
+            overlap_threshold=overlap_threshold,
+        )
+        return segmentation
 
     def segment_batch(
         self,
@@ -307,10 +281,18 @@ def baseline_of(config: FISAConfig) -> FISAConfig:
     )
 
 
-def default_generator(config: FISAConfig, device: torch.device | str) -> MaskGenerator:
-    if config.clip.model == TOY_CLIP:
-        return load_mask_generator("felzenszwalb")
-    return load_mask_generator("mask2former", device=str(device))
+class DefaultGenerator:
+    """The generator that belongs to a model, loaded when it is first asked."""
+
+    def __init__(self, config: FISAConfig, device: torch.device | str) -> None:
+        self.name = "felzenszwalb" if config.clip.model == TOY_CLIP else "mask2former"
+        self.device = str(device)
+        self._loaded: MaskGenerator | None = None
+
+    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
+        if self._loaded is None:
+            self._loaded = load_mask_generator(self.name, device=self.device)
+        return self._loaded(image)
 
 
 def read_picture(image: Picture) -> NDArray[np.uint8]:
@@ -321,37 +303,11 @@ def read_picture(image: Picture) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         if not Path(image).is_file():
             raise ValueError(f"{image}: no such image file")
-        with PIL.Image.open(image) as opened:
-            return read_picture(opened)
+        try:
+            with PIL.Image.open(image) as opened:
+                return read_picture(opened)
+        except OSError as error:
+            raise ValueError(f"{image}: not a whole image file ({error})") from error
     array = np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
     check_image(array)
     return array
-
-
-def name_segments(result: PanopticResult, vocabulary: Vocabulary) -> Segmentation:
-    """Puts names and boxes to segments."""
-    boxes = _boxes(result.ids, len(result.segments))
-    segments = [
-        NamedSegment(
-            id=segment.id,
-            category_id=vocabulary.categories[segment.class_index].id,
-            name=vocabulary.categories[segment.class_index].name,
-            score=segment.score,
-            area=segment.area,
-            bbox=boxes[segment.id],
-            is_thing=segment.is_thing,
-        )
-        for segment in result.segments
-    ]
-    return Segmentation(result.ids, segments)
-
-
-def _boxes(ids: NDArray[np.int32], count: int) -> dict[int, tuple[int, int, int, int]]:
-    """x, y, width, height of segments 1..count, which all have pixels."""
-    boxes = {}
-    for segment_id in range(1, count + 1):
-        inside = ids == segment_id
-        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
-        boxes[segment_id] = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
-    return boxes

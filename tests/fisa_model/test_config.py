@@ -32,6 +32,8 @@ def test_mistakes_are_named() -> None:
         FISAConfig(clip=CLIPConfig(model="toy"), image_size=0)
     with pytest.raises(ValueError, match="enable SEVE or train 'simo'"):
         FISAConfig(clip=CLIPConfig(model="toy"), trained="seve_only", seve=SEVEConfig(enabled=False))
+    with pytest.raises(ValueError, match="SEVE must learn, start at zero or be off"):
+        FISAConfig(clip=CLIPConfig(model="toy"), trained="none", seve=SEVEConfig(init="random"))
 
 
 def test_importing_is_light() -> None:

@@ -92,7 +92,7 @@ def test_masks_go_out_at_their_own_resolution(predictor: FISAPredictor) -> None:
 
 def test_no_proposals_leave_the_picture_void(predictor: FISAPredictor) -> None:
     none = MaskProposals(np.zeros((0, 4, 4), np.float32), np.zeros(0, np.float32))
-    result = predictor.segment(picture(), ["cat"], proposals=[none])
+    result = predictor.segment(picture(), ["cat"], proposals=none)
     assert not result.ids.any()
     assert result.segments == []
 
@@ -140,7 +140,7 @@ def test_pictures_are_read_upright(tmp_path: Path) -> None:
     assert read_picture(PIL.Image.new("L", (5, 4))).shape == (4, 5, 3)
 
 
-def test_mistakes_are_named(predictor: FISAPredictor) -> None:
+def test_mistakes_are_named(predictor: FISAPredictor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocabulary has no classes"):
         predictor.segment(picture(), [])
     with pytest.raises(ValueError, match="class name 'cat' occurs more than once"):
@@ -151,8 +151,11 @@ def test_mistakes_are_named(predictor: FISAPredictor) -> None:
         predictor.segment(np.zeros((4, 4, 3)), ["cat"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no such image file"):
         predictor.segment("nowhere.jpg", ["cat"])
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"cut.png: not a whole image file"):
+        predictor.segment(tmp_path / "cut.png", ["cat"])
     with pytest.raises(ValueError, match="1 images came with proposals of 0"):
         predictor.segment_batch([picture()], ["cat"], proposals=[])
     broken = MaskProposals(np.full((1, 2, 2), np.nan, np.float32), np.ones(1, np.float32))
     with pytest.raises(ValueError, match="mask logits of the proposals are NaN"):
-        predictor.segment(picture(), ["cat"], proposals=[broken])
+        predictor.segment(picture(), ["cat"], proposals=broken)
