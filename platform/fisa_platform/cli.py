@@ -14,7 +14,7 @@ from rich.console import Console
 from fisa_platform import manifest, storage
 from fisa_platform.job import Job
 from fisa_platform.json_schema import spec_schema
-from fisa_platform.runner import Plan, plan_jobs, run_jobs
+from fisa_platform.runner import Plan, plan_jobs, run_job
 from fisa_platform.spec import PIPELINE, SpecError, load_job, step_stages
 from fisa_platform.stages import STAGES
 from fisa_platform.text_table import text_table
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         if not raised_by_us(error):
             raise
-        _complain([": ".join([*getattr(error, "__notes__", []), _sentence(error)])])
+        _complain([": ".join([*reversed(getattr(error, "__notes__", [])), _sentence(error)])])
         sys.exit(1)
 
 
@@ -60,10 +60,9 @@ def run(spec: SpecArgument, overrides: SetOption = None) -> None:
     """Run a job; what is up to date is skipped."""
     job = load_job(spec, overrides or [])
     label = "" if job.stage_name == PIPELINE else f"{job.stage_name}: "
-    outcomes = run_jobs({spec.stem: job}, lambda line: _say(label + line))
-    for outcome in outcomes:
-        if outcome.message:
-            _say("\n" + outcome.message)
+    outcome = run_job(spec.stem, job, lambda line: _say(label + line))
+    if outcome.message:
+        _say("\n" + outcome.message)
 
 
 @app.command()
@@ -151,8 +150,8 @@ def _plan_text(number: int, plan: Plan) -> str:
 def raised_by_us(error: BaseException) -> bool:
     """True when our own code raised it, here or in a Ray worker, and so meant it for the person to read."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    # An exception from a worker carries its own traceback as text.
-    files += re.findall(r'File "([^"]+)", line', str(getattr(error, "traceback_str", "")))
+    # The text of an exception from a Ray worker is the worker's traceback.
+    files += re.findall(r'File "([^"]+)", line', str(error))
     return bool(files) and bool(OUR_PACKAGES.intersection(Path(files[-1]).parts))
 
 

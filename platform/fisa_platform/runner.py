@@ -48,16 +48,23 @@ def run_jobs(jobs: Mapping[str, Job], progress: Callable[[str], None]) -> list[O
     outcomes: list[Outcome] = []
     made: dict[str, Version] = {}
     for number, (name, job) in enumerate(jobs.items(), start=1):
-        label = f"[{number}/{len(jobs)}] {name}: " if len(jobs) > 1 else ""
-        try:
-            outcome = _run_job(name, job, made, partial(_labelled, progress, label))
-        except Exception as error:
-            error.add_note(f"in the step {name!r}")
-            raise
+        label = f"[{number}/{len(jobs)}] {name}: "
+        outcome = run_job(name, job, partial(_labelled, progress, label), made)
         outcomes.append(outcome)
         if outcome.version is not None and job.output_uri is not None:
             made[job.output_uri] = outcome.version
     return outcomes
+
+
+def run_job(
+    name: str, job: Job, progress: Callable[[str], None], made: Mapping[str, Version] | None = None
+) -> Outcome:
+    """Run one job unless it is up to date; `made` holds versions to read in place of the latest."""
+    try:
+        return _run_job(name, job, made or {}, progress)
+    except Exception as error:
+        error.add_note(f"in {name!r}")
+        raise
 
 
 def plan_jobs(jobs: Mapping[str, Job]) -> list[Plan]:
@@ -93,7 +100,8 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
         pending = manifest.new_version(output_uri, fingerprint)
     if job.stage.uses_ray:
         compute.connect()
-    progress("started" if pending is None else f"started (version {pending.fingerprint})")
+    if pending is not None:
+        progress(f"started (version {pending.fingerprint})")
     result = job.stage.run(config, job.compute, StageContext(output=pending, progress=progress))
     seconds = time.monotonic() - started
     version = None

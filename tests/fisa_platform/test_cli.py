@@ -96,12 +96,24 @@ def test_expected_failures_are_one_sentence_and_bugs_keep_their_traceback(
 ) -> None:
     assert fisa(spec, "--set", "config.problem=expected") == 1
     assert capsys.readouterr().err == (
-        "error: in the step 'note': config.problem: expected nothing, got 'expected'; remove it\n"
+        "error: in 'note': config.problem: expected nothing, got 'expected'; remove it\n"
     )
     assert fisa(spec, "--set", "config.text_uri=/absent/x") == 1
     assert "/absent/x: nothing is there; check the path" in capsys.readouterr().err
     with pytest.raises(json.JSONDecodeError):
         cli.main([str(spec), "--set", "config.problem=bug"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_failures_in_workers_are_told_apart_in_the_same_way() -> None:
+    import ray
+
+    with pytest.raises(FileNotFoundError) as ours:
+        ray.get(ray.remote(storage.read_bytes).remote("/absent/x"))
+    assert cli.raised_by_us(ours.value)
+    with pytest.raises(json.JSONDecodeError) as foreign:
+        ray.get(ray.remote(json.loads).remote("{"))
+    assert not cli.raised_by_us(foreign.value)
 
 
 def test_check_prints_the_plan_and_runs_nothing(

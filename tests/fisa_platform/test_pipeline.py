@@ -149,7 +149,7 @@ def test_a_plan_refuses_what_is_missing_and_what_cannot_be_written(tmp_path: Pat
 def test_a_missing_input_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent: nothing is there") as caught:
         run_jobs({"only": add(str(tmp_path / "a"), 1, str(tmp_path / "absent"))}, lambda _: None)
-    assert caught.value.__notes__ == ["in the step 'only'"]
+    assert caught.value.__notes__ == ["in 'only'"]
 
 
 def test_the_summary_has_a_line_per_step(tmp_path: Path) -> None:
