@@ -14,7 +14,7 @@ from rich.console import Console
 from fisa_platform import manifest, storage
 from fisa_platform.job import Job
 from fisa_platform.json_schema import spec_schema
-from fisa_platform.runner import Plan, plan_jobs, run_job
+from fisa_platform.runner import Plan, outline_jobs, plan_jobs, run_job
 from fisa_platform.spec import PIPELINE, SpecError, load_job, step_stages
 from fisa_platform.stages import STAGES
 from fisa_platform.text_table import text_table
@@ -69,8 +69,12 @@ def run(spec: SpecArgument, overrides: SetOption = None) -> None:
 def check(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Job specs.")],
     overrides: SetOption = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Check the specs alone; look at no folder and no bucket.")
+    ] = False,
 ) -> None:
     """Say what jobs would read, write and need, and refuse what could not run; nothing is run."""
+    plans_of = outline_jobs if offline else plan_jobs
     mistakes: list[str] = []
     for spec in specs:
         try:
@@ -81,7 +85,7 @@ def check(
         is_pipeline = job.stage_name == PIPELINE
         jobs: dict[str, Job] = job.config.steps if is_pipeline else {job.stage_name: job}
         _say(f"{spec}: " + (f"a pipeline of {len(jobs)} steps" if is_pipeline else "one stage"))
-        for number, plan in enumerate(plan_jobs(jobs), start=1):
+        for number, plan in enumerate(plans_of(jobs), start=1):
             _say(_plan_text(number, plan))
             place = f"{spec}: config.steps.{plan.name}." if is_pipeline else f"{spec}: "
             mistakes += [place + problem for problem in plan.problems]

@@ -83,6 +83,14 @@ def _labelled(progress: Callable[[str], None], label: str, line: str) -> None:
     progress(label + line)
 
 
+def outline_jobs(jobs: Mapping[str, Job]) -> list[Plan]:
+    """What `run_jobs` would read and write, without looking at any location."""
+    return [
+        Plan(name=name, job=job, reads=job.input_uris(), state="not looked at", problems=[])
+        for name, job in jobs.items()
+    ]
+
+
 def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callable[[str], None]) -> Outcome:
     started = time.monotonic()
     inputs = {path: _read_input(uri, made) for path, uri in job.input_uris().items()}
