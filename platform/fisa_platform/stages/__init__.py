@@ -1,7 +1,7 @@
 """The table of stages: `stage:` of a spec is a key, `config:` is decoded into that stage's dataclass."""
 
 from fisa_platform.job import Stage, StageContext, StageResult
-from fisa_platform.stages import evaluate, label, pipeline, pretrain, propose, report, shard, train
+from fisa_platform.stages import evaluate, label, pipeline, pretrain, propose, report, serve, shard, train
 
 __all__ = ["STAGES", "Stage", "StageContext", "StageResult"]
 
@@ -11,6 +11,7 @@ STAGES = {
     "train": Stage(train.TrainConfig, train.run),
     "evaluate": Stage(evaluate.EvaluateConfig, evaluate.run),
     "label": Stage(label.LabelConfig, label.run),
+    "serve": Stage(serve.ServeConfig, serve.run, versioned=False),
     "report": Stage(report.ReportConfig, report.run, uses_ray=False),
     "pretrain": Stage(pretrain.PretrainConfig, pretrain.run),
     "pipeline": Stage(pipeline.PipelineConfig, pipeline.run, uses_ray=False, versioned=False),

@@ -1,0 +1,1 @@
+"""The HTTP service: a picture and words in, labelled segments out."""
