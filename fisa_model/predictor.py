@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fisa_model import postprocess
 from fisa_model.config import TOY_CLIP, AdapterConfig, FISAConfig, SEVEConfig
 from fisa_model.fisa import FISA, FISAOutput, build_fisa
 from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_generator
-from fisa_model.postprocess import Instance, PanopticResult
+from fisa_model.prediction import Prediction
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.transforms import check_image, pad_proposals, to_clip_input, to_model_proposals, to_tensor
@@ -29,62 +27,6 @@ Picture = NDArray[np.uint8] | PIL.Image.Image | Path | str
 TEMPLATES_KEY = "templates"
 """Where a weights file says which prompt templates it was trained with."""
 DEFAULT_TEMPLATES = "vild"
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What the model says about one image's proposals; the methods turn it into pixels."""
-
-    class_probs: Tensor
-    """[Q, K], without void."""
-
-    mask_logits: Tensor
-    """[Q, h, w], at the proposals' own resolution, after the Distribution Adapter."""
-
-    scores: Tensor
-    """[Q], the generator's objectness."""
-
-    size: tuple[int, int]
-    """(H, W) of the image."""
-
-    def panoptic(
-        self,
-        is_thing: Sequence[bool],
-        *,
-        objectness: bool = True,
-        object_threshold: float = 0.3,
-        overlap_threshold: float = 0.5,
-    ) -> PanopticResult:
-        return postprocess.panoptic(
-            self.class_probs,
-            self.mask_logits,
-            is_thing=is_thing,
-            size=self.size,
-            scores=self.scores if objectness else None,
-            object_threshold=object_threshold,
-            overlap_threshold=overlap_threshold,
-        )
-
-    def semantic(self, *, objectness: bool = True) -> NDArray[np.int32]:
-        """[H, W], the class index of every pixel; K where there is no proposal at all."""
-        return postprocess.semantic(
-            self.class_probs,
-            self.mask_logits,
-            size=self.size,
-            scores=self.scores if objectness else None,
-        )
-
-    def instance(
-        self, is_thing: Sequence[bool], *, objectness: bool = True, top_k: int = 100
-    ) -> list[Instance]:
-        return postprocess.instance(
-            self.class_probs,
-            self.mask_logits,
-            is_thing=is_thing,
-            size=self.size,
-            scores=self.scores if objectness else None,
-            top_k=top_k,
-        )
 
 
 class FISAPredictor:

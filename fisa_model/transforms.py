@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def to_model_proposals(proposals: MaskProposals, *, image_size: int) -> Tensor:
     return F.interpolate(logits[None], size=(side, side), mode="bilinear", antialias=True)[0]
 
 
-def to_tensor(array: NDArray[np.float32]) -> Tensor:
+def to_tensor(array: NDArray[Any]) -> Tensor:
     """Shares memory where it may be written to; torch has no read-only tensors, and tables are read-only."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
@@ -195,7 +196,7 @@ def _inside(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _to_float(image: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    return to_tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mask classifier of a job: trained weights or a frozen CLIP, with the proposals and thresholds it works on."""
+"""The mask classifier of a job, trained or a frozen CLIP, and how its scores become segments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fisa_model.config import FISAConfig
 
 if TYPE_CHECKING:
     from fisa_model.mask_generators import MaskGenerator, MaskProposals
-    from fisa_model.predictor import FISAPredictor, Prediction
+    from fisa_model.prediction import Prediction
+    from fisa_model.predictor import FISAPredictor
     from fisa_model.vocabulary import Vocabulary
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -92,9 +93,7 @@ def load_predictor(config: ClassifierConfig, generator: MaskGenerator | None = N
         return FISAPredictor.load(path, generator=generator, device=device)
 
 
-def prediction_row(
-    prediction: Prediction, vocabulary: Vocabulary, config: PanopticConfig
-) -> dict[str, Any]:
+def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: PanopticConfig) -> dict[str, Any]:
     """The columns of the predictions table that say what was found, from one image's prediction."""
     from fisa_platform.panoptic_png import encode_panoptic
 
@@ -110,4 +109,9 @@ def prediction_row(
         for segment in result.segments
     ]
     height, width = prediction.size
-    return {"height": height, "width": width, "panoptic": encode_panoptic(result.ids), "segments_info": segments}
+    return {
+        "height": height,
+        "width": width,
+        "panoptic": encode_panoptic(result.ids),
+        "segments_info": segments,
+    }

@@ -92,12 +92,17 @@ def connect() -> None:
     if ray.is_initialized():
         return
     modules = source_modules()
-    if os.environ.get("RAY_ADDRESS", "local") != "local":
+    if not is_embedded():
         packages = {"py_modules": [str(path) for path in modules]} if modules else {}
         ray.init(runtime_env=packages, logging_level=logging.WARNING)
     else:
         _start_embedded([str(path.parent) for path in modules])
     _quiet_data_log()
+
+
+def is_embedded() -> bool:
+    """True when Ray is started by this process, without a dashboard; RAY_ADDRESS names no cluster."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def _start_embedded(source_roots: list[str]) -> None:
@@ -106,6 +111,8 @@ def _start_embedded(source_roots: list[str]) -> None:
     # A fresh local session would write a token into the home directory (ray/_private/authentication).
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # An actor that waits for nodes to be reclaimed; this machine will not be.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Workers inherit the path, so nothing needs to be uploaded to this same machine.
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*source_roots, *([inherited] if inherited else [])])

@@ -31,7 +31,7 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """RGB pixels [H, W, 3] after the EXIF orientation; grey, palette, CMYK and transparent images are converted.
+    """RGB pixels [H, W, 3] after the EXIF orientation; grey, palette, CMYK and alpha are converted.
 
     Raises:
         ValueError: not an image, cut short, or too large.
@@ -51,5 +51,7 @@ def _open(data: bytes) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"image cannot be opened: {error}") from error
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"image has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; scale it down")
+        raise ValueError(
+            f"image has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; scale it down"
+        )
     return image

@@ -1,14 +1,15 @@
-"""Writing tables from Ray Data tasks: a row that succeeded goes to its table, one that failed to `rejected`.
+"""Tables through Ray Data: a row that succeeded goes to its table, one that failed to `rejected`.
 
-Each task writes its own Parquet files under unique names and returns their URIs; only those reach the manifest, so
-that the files of a task that died or was retried are never part of a version.
+Each task writes its own Parquet files under unique names and returns their URIs. Only those reach the
+manifest, so the files of a task that died or was retried are never part of a version.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,35 +17,41 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fisa_platform import storage
+from fisa_platform.compute import Compute, Workers
 from fisa_platform.manifest import open_version
+from fisa_platform.rows import read_places, row_places
 from fisa_platform.schema import COMPRESSION, REJECTED
 
 if TYPE_CHECKING:
-    from ray.data import Dataset
+    from ray.data import ActorPoolStrategy, Dataset
 
 REJECTED_TABLE = "rejected"
 ROWS_PER_GROUP = 32
 """Rows of a Parquet row group: what training reads to get at one image."""
 
-_WRITTEN = pa.schema([("uri", pa.string()), ("table", pa.string()), ("rows", pa.int64())])
+MAX_ROWS_PER_BLOCK = 512
+"""Rows that a worker reads at once; about 80 MB of COCO's images."""
 
+BLOCKS_PER_WORKER = 4
+"""Blocks of a table that is small for its workers: enough that none waits long for the last one."""
 
-def failable(schema: pa.Schema) -> pa.Schema:
-    """The rows of a table on their way to it: every field may be null, and `reason` says why when they are."""
-    names = {"image_id", "file_name"}
-    fields = [pa.field(f.name, f.type) for f in schema]
-    fields += [pa.field("file_name", pa.string())] if "file_name" not in schema.names else []
-    assert names <= {f.name for f in fields}
-    return pa.schema([*fields, pa.field("reason", pa.string())])
+WRITER: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": 0}
+"""Options of tasks that write; needing no core, they never wait for actors that hold them all."""
+
+_WRITTEN = pa.schema(
+    [("uri", pa.string()), ("table", pa.string()), ("rows", pa.int64()), ("example", pa.string())]
+)
 
 
 def failable_table(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows of `schema`, or rows with image_id, file_name and reason, as one table."""
-    return pa.Table.from_pylist(list(rows), schema=failable(schema))
+    """Rows of `schema`, and rows of image_id, file_name and a reason, as one table; any value may be null."""
+    fields = [pa.field(column.name, column.type) for column in schema]
+    fields += [pa.field("file_name", pa.string())] if "file_name" not in schema.names else []
+    return pa.Table.from_pylist(list(rows), schema=pa.schema([*fields, pa.field("reason", pa.string())]))
 
 
 def write_batch(batch: pa.Table, *, output_uri: str, name: str, schema: pa.Schema) -> pa.Table:
-    """Write failable rows as `<name>/<unique>.parquet` and `rejected/<unique>.parquet`; one row for each file."""
+    """Write failable rows as a file of `<name>` and one of `rejected`, and return a row for each file."""
     failed = pc.is_valid(batch["reason"])
     parts = {
         name: batch.filter(pc.invert(failed)).select(schema.names).cast(schema),
@@ -55,7 +62,9 @@ def write_batch(batch: pa.Table, *, output_uri: str, name: str, schema: pa.Schem
         if part.num_rows:
             uri = storage.join(output_uri, table_name, f"{uuid.uuid4().hex}.parquet")
             write_parquet(uri, part)
-            written.append({"uri": uri, "table": table_name, "rows": part.num_rows})
+            reasons = part.slice(0, 1).to_pylist() if table_name == REJECTED_TABLE else []
+            example = f"{reasons[0]['file_name']}: {reasons[0]['reason']}" if reasons else None
+            written.append({"uri": uri, "table": table_name, "rows": part.num_rows, "example": example})
     return pa.Table.from_pylist(written, schema=_WRITTEN)
 
 
@@ -73,16 +82,19 @@ class Written:
     files: list[str]
     rows: int
     rejected: int
+    example: str | None = None
+    """A file that was rejected, and why."""
 
     @classmethod
     def of(cls, parts: Iterable[Mapping[str, Any]], name: str) -> Written:
         """Add up the rows that `write_batch` returned."""
         rows = {name: 0, REJECTED_TABLE: 0}
-        files = []
+        files, examples = [], []
         for part in parts:
             rows[part["table"]] += part["rows"]
             files.append(part["uri"])
-        return cls(sorted(files), rows[name], rows[REJECTED_TABLE])
+            examples += [part["example"]] if part["example"] else []
+        return cls(sorted(files), rows[name], rows[REJECTED_TABLE], min(examples, default=None))
 
     def check(self, max_rejected_fraction: float) -> None:
         """Fail a job that lost too much.
@@ -91,12 +103,16 @@ class Written:
             ValueError: nothing was written, or more than this fraction was rejected.
         """
         total = self.rows + self.rejected
-        if not self.rows or self.rejected > max_rejected_fraction * total:
-            places = [uri for uri in self.files if f"/{REJECTED_TABLE}/" in uri]
-            raise ValueError(
-                f"{self.rejected} of {total} images were rejected, more than max_rejected_fraction "
-                f"({max_rejected_fraction:g}) allows; the reasons are in {', '.join(places[:3]) or 'no file'}"
-            )
+        if not total:
+            raise ValueError("there was no image to work on; check that the input is not empty")
+        if self.rows and self.rejected <= max_rejected_fraction * total:
+            return
+        places = [uri for uri in self.files if f"/{REJECTED_TABLE}/" in uri]
+        rest = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        raise ValueError(
+            f"{self.rejected} of {total} images were rejected, max_rejected_fraction is "
+            f"{max_rejected_fraction:g}; all reasons are in {places[0]}{rest}, for example {self.example}"
+        )
 
     @property
     def summary(self) -> str:
@@ -104,25 +120,66 @@ class Written:
         return f"{self.rows} images, {self.rejected} rejected"
 
 
-def read_rows(uri: str, *, columns: Sequence[str], prefix: str = "images") -> Dataset:
-    """A version's table as a Ray dataset; only files that its manifest names are read."""
+def read_rows(
+    uri: str,
+    *,
+    columns: Sequence[str],
+    batch_size: int,
+    compute: Compute,
+    limit: int | None = None,
+) -> tuple[Dataset, ActorPoolStrategy]:
+    """The images table of a version as a Ray dataset, and the pool of actors for it.
+
+    Only files that the manifest names are read. Ray's own reader starts actors and tasks that cost a small
+    job many seconds, and it cuts at files, so that a table of few files keeps few workers busy. Here the
+    driver only says where the rows are.
+
+    Args:
+        uri: a version, or the output of a stage.
+        columns: what a row holds.
+        batch_size: rows that a worker will take at once; a block has at least as many.
+        compute: of the workers that the rows are for.
+        limit: only the first rows by `image_id`.
+    """
     import ray.data
 
     version = open_version(uri)
-    files = version.files(prefix=prefix + "/", suffix=".parquet")
+    files = version.files(prefix="images/", suffix=".parquet")
     if not files:
-        raise ValueError(f"{uri}: holds no table {prefix!r} (it was written by {version.manifest.stage!r})")
-    filesystem, _ = storage.pyarrow_filesystem(files[0])
-    paths = [storage.pyarrow_filesystem(file)[1] for file in files]
-    return ray.data.read_parquet(paths, filesystem=filesystem, columns=list(columns))
+        raise ValueError(f"{uri}: holds no table of images (it was written by {version.manifest.stage!r})")
+    places = row_places(files, limit=limit)
+    fair = -(-places.num_rows // (compute.workers.max * BLOCKS_PER_WORKER))
+    size = min(max(fair, batch_size), max(MAX_ROWS_PER_BLOCK, batch_size))
+    blocks = [places.slice(start, size) for start in range(0, places.num_rows, size)]
+    read = partial(read_places, columns=list(columns))
+    rows = ray.data.from_arrow(blocks).map_batches(
+        read, batch_size=None, batch_format="pyarrow", **reader_options(compute)
+    )
+    return rows, actor_pool(compute, len(blocks))
 
 
-def write_tables(rows: Dataset, output_uri: str, name: str, schema: pa.Schema, *, rows_per_file: int) -> Written:
-    """Run a dataset of failable rows and write it; the driver holds only the names of the files."""
-    parts = rows.map_batches(
-        write_batch,
-        fn_kwargs={"output_uri": output_uri, "name": name, "schema": schema},
-        batch_size=rows_per_file,
-        batch_format="pyarrow",
-    ).take_all()
-    return Written.of(parts, name)
+def actor_pool(compute: Compute, blocks: int) -> ActorPoolStrategy:
+    """A stage's actors; no more than there are blocks, since each would load a model for nothing."""
+    workers = compute.workers
+    return replace(
+        compute, workers=Workers(min=min(workers.min, blocks), max=min(workers.max, blocks))
+    ).actor_pool()
+
+
+def reader_options(compute: Compute) -> dict[str, Any]:
+    """What a task reserves that reads for workers: the same as a worker, so that Ray lets the worker do it.
+
+    A GPU must not wait for a bucket, so those who have one are read for by tasks without.
+    """
+    return compute.ray_options() if compute.gpus_per_worker == 0 else {"num_cpus": 1}
+
+
+def collect(parts: Dataset, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run a dataset whose rows are the files that its tasks wrote; the driver holds nothing else."""
+    collected: list[dict[str, Any]] = []
+    done = 0
+    for part in parts.iter_rows():
+        collected.append(part)
+        done += part["rows"]
+        progress(f"{done} images done")
+    return collected

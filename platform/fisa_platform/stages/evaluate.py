@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fisa_platform.classifier import ClassifierConfig, PanopticConfig
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fisa_model.mask_generators import MaskProposals
-    from fisa_model.predictor import Prediction
+    from fisa_model.prediction import Prediction
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform.evaluation.panoptic import PanopticMetrics
     from fisa_platform.evaluation.semantic import SemanticMetrics
@@ -36,10 +37,10 @@ class EvaluateConfig:
     """Where predictions and metrics go."""
 
     classifier: ClassifierConfig | None = None
-    """What names the masks; none is the oracle, which knows the ground truth: the most that these masks allow."""
+    """What names the masks; none is the oracle, which knows the truth: the most that these masks allow."""
 
     seen_uri: str | None = None
-    """Table whose vocabulary counts as seen, usually the one that was trained on; none gives no such split."""
+    """Table whose vocabulary counts as seen, usually the one trained on; none gives no such split."""
 
     panoptic: PanopticConfig = field(default_factory=PanopticConfig)
 
@@ -50,7 +51,7 @@ class EvaluateConfig:
     """Images of one Parquet file."""
 
     max_rejected_fraction: float = 0.0
-    """The job fails when more than this part of the images cannot be used; a score over fewer is another score."""
+    """The job fails when more than this part of the images cannot be used: a score over fewer is another."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "rows_per_file"):
@@ -65,33 +66,30 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform import storage
     from fisa_platform.manifest import open_version
-    from fisa_platform.schema import PREDICTIONS
-    from fisa_platform.tables import Written, read_rows
+    from fisa_platform.tables import WRITER, Written, collect, read_rows
 
     categories = open_version(config.images_uri).manifest.vocabulary
     if categories is None:
-        raise ValueError(f"{config.images_uri}: has no ground truth to score against; evaluate a table that has")
+        raise ValueError(
+            f"{config.images_uri}: has no ground truth to score against; evaluate a table that has"
+        )
     vocabulary = Vocabulary.from_json(categories)
-    images = read_rows(
-        config.images_uri, columns=["image_id", "file_name", "image", "panoptic", "segments_info"]
+    images, pool = read_rows(
+        config.images_uri,
+        columns=["image_id", "file_name", "image", "panoptic", "segments_info"],
+        batch_size=config.batch_size,
+        compute=compute,
     )
-    parts = (
-        images.map_batches(
-            Evaluator,
-            fn_constructor_args=(config, vocabulary),
-            batch_size=config.batch_size,
-            batch_format="pyarrow",
-            compute=compute.actor_pool(),
-            **compute.ray_options(),
-        )
-        .map_batches(
-            write_and_score,
-            fn_kwargs={"output_uri": context.output.uri, "schema": PREDICTIONS, "vocabulary": vocabulary},
-            batch_size=config.rows_per_file,
-            batch_format="pyarrow",
-        )
-        .take_all()
+    evaluated = images.map_batches(
+        Evaluator,
+        fn_constructor_args=(config, vocabulary),
+        batch_size=config.batch_size,
+        batch_format="pyarrow",
+        compute=pool,
+        **compute.ray_options(),
     )
+    write = partial(write_and_score, output_uri=context.output.uri, vocabulary=vocabulary)
+    parts = collect(evaluated.map_batches(write, batch_size=config.rows_per_file, **WRITER), context.progress)
     written = Written.of(parts, "predictions")
     written.check(config.max_rejected_fraction)
     scores = _add_up(parts, vocabulary, config.seen_uri)
@@ -132,7 +130,9 @@ class Evaluator:
             try:
                 image, masks = decode_image(row["image"]), self.proposals[row["image_id"]]
             except ValueError as error:
-                done.append({"image_id": row["image_id"], "file_name": row["file_name"], "reason": str(error)})
+                done.append(
+                    {"image_id": row["image_id"], "file_name": row["file_name"], "reason": str(error)}
+                )
                 continue
             rows.append(row)
             images.append(image)
@@ -152,7 +152,7 @@ class Evaluator:
     def _oracle(self, row: dict[str, Any], proposals: MaskProposals) -> Prediction:
         import torch
 
-        from fisa_model.predictor import Prediction
+        from fisa_model.prediction import Prediction
         from fisa_platform.evaluation.oracle import oracle_class_probs
         from fisa_platform.panoptic_png import decode_panoptic
 
@@ -161,7 +161,7 @@ class Evaluator:
         return Prediction(
             torch.from_numpy(probs),
             torch.from_numpy(proposals.mask_logits),
-            torch.from_numpy(proposals.scores),
+            torch.ones(len(proposals)),
             (ids.shape[0], ids.shape[1]),
         )
 
@@ -179,21 +179,22 @@ class Evaluator:
         }
 
 
-def write_and_score(batch: pa.Table, *, output_uri: str, schema: pa.Schema, vocabulary: Vocabulary) -> pa.Table:
+def write_and_score(batch: pa.Table, *, output_uri: str, vocabulary: Vocabulary) -> pa.Table:
     """Write a file of predictions, and count its metrics while ground truth is at hand."""
     import pyarrow as pa
 
     from fisa_platform.evaluation.panoptic import PanopticMetrics
     from fisa_platform.evaluation.semantic import SemanticMetrics
+    from fisa_platform.schema import PREDICTIONS
     from fisa_platform.tables import write_batch
 
     metrics = PanopticMetrics(vocabulary), SemanticMetrics(vocabulary)
     for row in batch.to_pylist():
         if row["reason"] is None:
             score_image(row, vocabulary, *metrics)
-    written = write_batch(batch, output_uri=output_uri, name="predictions", schema=schema)
+    written = write_batch(batch, output_uri=output_uri, name="predictions", schema=PREDICTIONS)
     # The counts belong to the whole batch, so they stand in its first row.
-    counts = [pickle.dumps(metrics), *[None] * (written.num_rows - 1)]
+    counts = [pickle.dumps(metrics), *[None] * written.num_rows][: written.num_rows]
     return written.append_column("metrics", pa.array(counts, pa.large_binary()))
 
 
@@ -225,7 +226,8 @@ def _add_up(parts: list[dict[str, Any]], vocabulary: Vocabulary, seen_uri: str |
     panoptic, semantic = PanopticMetrics(vocabulary), SemanticMetrics(vocabulary)
     for part in parts:
         if part["metrics"] is not None:
-            more_panoptic, more_semantic = pickle.loads(part["metrics"])  # noqa: S301 (our own tasks wrote it)
+            # Safe to unpickle: our own task made it a moment ago.
+            more_panoptic, more_semantic = pickle.loads(part["metrics"])
             panoptic.merge(more_panoptic)
             semantic.merge(more_semantic)
     seen = None
@@ -234,7 +236,14 @@ def _add_up(parts: list[dict[str, Any]], vocabulary: Vocabulary, seen_uri: str |
     subsets = standard_subsets(vocabulary, seen)
     ious = semantic.per_class()
     classes = [
-        {"id": q.category_id, "name": q.name, "PQ": q.pq, "SQ": q.sq, "RQ": q.rq, "IoU": ious.get(q.category_id)}
+        {
+            "id": q.category_id,
+            "name": q.name,
+            "PQ": q.pq,
+            "SQ": q.sq,
+            "RQ": q.rq,
+            "IoU": ious.get(q.category_id),
+        }
         for q in panoptic.per_class()
     ]
     return {"scores": summarise(panoptic, semantic, subsets), "classes": classes}

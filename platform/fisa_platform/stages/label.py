@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_platform.classifier import ClassifierConfig, PanopticConfig
@@ -10,11 +12,20 @@ from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from ray.data import Dataset
+    from collections.abc import Callable
 
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+    from ray.data import ActorPoolStrategy, Dataset
+
+    from fisa_model.mask_generators import MaskProposals
+    from fisa_model.prediction import Prediction
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform.tables import Written
+
+ROWS_PER_FILE = 512
+"""Images of one file of predictions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +73,9 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         if bool(self.things or self.stuff) == (self.vocabulary_uri is not None):
-            raise ValueError("either things and stuff, or vocabulary_uri must be given; they say which classes to name")
+            raise ValueError(
+                "either things and stuff, or vocabulary_uri must be given; they say which classes to name"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.limit is not None and self.limit < 1:
@@ -74,36 +87,34 @@ class LabelConfig:
 def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageResult:
     """Predict on a pool of actors, write the table and the overlays in tasks, then export COCO's form."""
     from fisa_platform import storage
-    from fisa_platform.schema import PREDICTIONS
-    from fisa_platform.tables import Written
+    from fisa_platform.tables import WRITER, Written, collect
 
     vocabulary = read_vocabulary(config)
-    parts = (
-        read_images(config)
-        .map_batches(
-            Labeller,
-            fn_constructor_args=(config, vocabulary),
-            batch_size=config.batch_size,
-            batch_format="pyarrow",
-            compute=compute.actor_pool(),
-            **compute.ray_options(),
-        )
-        .map_batches(
-            write_labels,
-            fn_kwargs={"output_uri": context.output.uri, "schema": PREDICTIONS},
-            batch_size=512,
-            batch_format="pyarrow",
-        )
-        .take_all()
+    output_uri = context.output.uri
+    images, pool = read_images(config, compute)
+    labelled = images.map_batches(
+        Labeller,
+        fn_constructor_args=(config, vocabulary),
+        batch_size=config.batch_size,
+        batch_format="pyarrow",
+        compute=pool,
+        **compute.ray_options(),
+    )
+    parts = collect(
+        labelled.map_batches(
+            partial(write_labels, output_uri=output_uri), batch_size=ROWS_PER_FILE, **WRITER
+        ),
+        context.progress,
     )
     written = Written.of(parts, "predictions")
     written.check(config.max_rejected_fraction)
-    _export(written, context.output.uri, vocabulary)
+    exported = _export(written, output_uri, vocabulary)
     return StageResult(
         rows=written.rows,
         vocabulary=vocabulary.to_json(),
         extra={"rejected": written.rejected},
-        message=f"{written.summary}; COCO panoptic labels: {storage.join(context.output.uri, 'panoptic.json')}",
+        files=[*written.files, *exported],
+        message=f"{written.summary}; COCO panoptic labels: {storage.join(output_uri, 'panoptic.json')}",
     )
 
 
@@ -120,43 +131,41 @@ def read_vocabulary(config: LabelConfig) -> Vocabulary:
     return Vocabulary.from_json(categories)
 
 
-def read_images(config: LabelConfig) -> Dataset:
-    """Failable rows of the images table, from such a table or from a folder."""
-    import pyarrow as pa
+def read_images(config: LabelConfig, compute: Compute) -> tuple[Dataset, ActorPoolStrategy]:
+    """Rows of the images table, from a folder failable ones, and the pool of actors for them."""
     import ray.data
 
     from fisa_platform.manifest import find_version
     from fisa_platform.sources.index import read_image_folder
     from fisa_platform.stages.shard import index_table, load_images
-    from fisa_platform.tables import read_rows
+    from fisa_platform.tables import actor_pool, read_rows, reader_options
 
     if find_version(config.images_uri) is not None:
-        images = read_rows(config.images_uri, columns=["image_id", "file_name", "image"])
-        # By id, so that the same images are labelled however the table was written.
-        return images if config.limit is None else images.sort("image_id").limit(config.limit)
-    index = index_table(read_image_folder(config.images_uri))
-    index = index if config.limit is None else index.slice(0, config.limit)
-    assert isinstance(index, pa.Table)
-    return ray.data.from_arrow(index).map_batches(load_images, batch_size=16, batch_format="pyarrow")
+        columns = ["image_id", "file_name", "image"]
+        return read_rows(
+            config.images_uri,
+            columns=columns,
+            batch_size=config.batch_size,
+            compute=compute,
+            limit=config.limit,
+        )
+    index = index_table(read_image_folder(config.images_uri)).slice(0, config.limit)
+    blocks = [index.slice(k, config.batch_size) for k in range(0, index.num_rows, config.batch_size)]
+    images = ray.data.from_arrow(blocks).map_batches(
+        load_images, batch_size=None, batch_format="pyarrow", **reader_options(compute)
+    )
+    return images, actor_pool(compute, len(blocks))
 
 
 class Labeller:
-    """Loads generator and classifier once for each actor; failable rows of the images table in, predictions out."""
+    """Loads generator and classifier once for each actor; rows of the images table in, predictions out."""
 
     def __init__(self, config: LabelConfig, vocabulary: Vocabulary) -> None:
-        from fisa_model.mask_generators import load_mask_generator
         from fisa_platform.classifier import load_predictor
-        from fisa_platform.compute import default_device
-        from fisa_platform.rows import ProposalRows
 
         self.config = config
         self.vocabulary = vocabulary
-        self.table = ProposalRows(config.proposals_uri) if config.proposals_uri else None
-        self.generator = (
-            None
-            if self.table
-            else load_mask_generator(config.generator, weights=config.generator_weights, device=default_device())
-        )
+        self.propose = _proposer(config)
         self.predictor = load_predictor(config.classifier)
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary)
 
@@ -166,26 +175,26 @@ class Labeller:
         from fisa_platform.tables import failable_table
 
         done: list[dict[str, Any]] = []
-        rows, images, proposals = [], [], []
+        keys, images, proposals = [], [], []
         for row in batch.to_pylist():
             key = {"image_id": row["image_id"], "file_name": row["file_name"]}
             try:
                 if row.get("reason"):
                     raise ValueError(row["reason"])
                 image = decode_image(row["image"])
-                masks = self.table[row["image_id"]] if self.table is not None else self.generator(image)
+                masks = self.propose(row["image_id"], image)
             except ValueError as error:
                 done.append({**key, "reason": str(error)})
                 continue
-            rows.append(key)
+            keys.append(key)
             images.append(image)
             proposals.append(masks)
         predictions = self.predictor.predict(images, proposals, self.class_tokens)
-        for key, image, prediction in zip(rows, images, predictions, strict=True):
+        for key, image, prediction in zip(keys, images, predictions, strict=True):
             done.append({**key, **self._label(image, prediction)})
         return failable_table(LABELLED, done)
 
-    def _label(self, image: Any, prediction: Any) -> dict[str, Any]:
+    def _label(self, image: NDArray[np.uint8], prediction: Prediction) -> dict[str, Any]:
         from fisa_platform.classifier import prediction_row
         from fisa_platform.panoptic_png import decode_panoptic
         from fisa_platform.rendering import draw_segments, encode_picture
@@ -194,28 +203,47 @@ class Labeller:
         overlay = None
         if self.config.overlays:
             ids = decode_panoptic(row["panoptic"])
-            overlay = encode_picture(draw_segments(image, ids, row["segments_info"], self.vocabulary), "JPEG")
+            picture = draw_segments(image, ids, row["segments_info"], self.vocabulary)
+            overlay = encode_picture(picture, "JPEG")
         return {**row, "overlay": overlay}
 
 
-def write_labels(batch: pa.Table, *, output_uri: str, schema: pa.Schema) -> pa.Table:
-    """Write a file of predictions, and the overlays beside it."""
-    import posixpath
+def _proposer(config: LabelConfig) -> Callable[[str, NDArray[np.uint8]], MaskProposals]:
+    """Proposals of an image, given its id and pixels: from the table, or from the generator."""
+    from fisa_model.mask_generators import load_mask_generator
+    from fisa_platform.compute import default_device
+    from fisa_platform.rows import ProposalRows
 
+    if config.proposals_uri is not None:
+        table = ProposalRows(config.proposals_uri)
+        return lambda image_id, image: table[image_id]
+    weights, device = config.generator_weights, default_device()
+    generator = load_mask_generator(config.generator, weights=weights, device=device)
+    return lambda image_id, image: generator(image)
+
+
+def write_labels(batch: pa.Table, *, output_uri: str) -> pa.Table:
+    """Write a file of predictions, and the overlays beside it."""
     from fisa_platform import storage
+    from fisa_platform.schema import PREDICTIONS
     from fisa_platform.tables import write_batch
 
     for row in batch.select(["file_name", "overlay"]).to_pylist():
         if row["overlay"] is not None:
             name = posixpath.splitext(row["file_name"])[0] + ".jpg"
             storage.write_bytes(storage.join(output_uri, "overlays", name), row["overlay"])
-    return write_batch(batch, output_uri=output_uri, name="predictions", schema=schema)
+    return write_batch(batch, output_uri=output_uri, name="predictions", schema=PREDICTIONS)
 
 
-def _export(written: Written, output_uri: str, vocabulary: Vocabulary) -> None:
+def _export(written: Written, output_uri: str, vocabulary: Vocabulary) -> list[str]:
+    """Write COCO's form, and name all files but the tables."""
+    from fisa_platform import storage
     from fisa_platform.rows import TableRows
     from fisa_platform.schema import PREDICTIONS
     from fisa_platform.sources.coco import write_panoptic
 
     files = [uri for uri in written.files if "/predictions/" in uri]
     write_panoptic(output_uri, TableRows(files, PREDICTIONS.names), vocabulary)
+    # Their names come from the images, so a task that was run again wrote the same ones.
+    paths = storage.list_files(output_uri)
+    return [storage.join(output_uri, path) for path in paths if not path.endswith(".parquet")]

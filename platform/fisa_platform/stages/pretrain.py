@@ -1,4 +1,4 @@
-"""Stage `pretrain`: a small CLIP from scratch on single objects of the toy world, with captions over all names.
+"""Stage `pretrain`: a small CLIP from scratch, on single objects of the toy world captioned with all names.
 
 It makes the CLIP that ships with `fisa_model`, which the quickstart adapts as a team adapts OpenAI's.
 """
@@ -94,12 +94,17 @@ def _pretrain(config: PretrainConfig, output_uri: str) -> float:
         train(
             state,
             DataLoader(pictures, batch_size=config.batch_size, num_workers=1, prefetch_factor=4),
-            LoopConfig(iterations=config.iterations, max_grad_norm=config.optimizer.max_grad_norm, log_interval=50),
+            LoopConfig(
+                iterations=config.iterations, max_grad_norm=config.optimizer.max_grad_norm, log_interval=50
+            ),
             accelerator=Accelerator(),
             report=log_progress(config.iterations),
         )
         accuracy = zero_shot_accuracy(clip.eval(), tokenizer, config.seed + 1, config.evaluation_pictures)
-        halves = {name: t.half().contiguous() if t.is_floating_point() else t for name, t in clip.state_dict().items()}
+        halves = {
+            name: t.half().contiguous() if t.is_floating_point() else t
+            for name, t in clip.state_dict().items()
+        }
         save_file(halves, folder / "open_clip_model.safetensors")
         for path in folder.iterdir():
             storage.upload(path, storage.join(output_uri, path.name))

@@ -1,8 +1,9 @@
-"""Stage `propose`: the frozen mask generator over every image, once; its output is data for all later runs."""
+"""Stage `propose`: the frozen mask generator over every image, once; its output is data for later runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_platform.compute import Compute
@@ -47,11 +48,10 @@ class ProposeConfig:
 class Proposer:
     """Loads the generator once for each actor, then turns encoded images into mask proposals."""
 
-    def __init__(self, generator: str, weights: str | None) -> None:
+    def __init__(self, generator: str, weights: str | None, device: str) -> None:
         from fisa_model.mask_generators import load_mask_generator
-        from fisa_platform.compute import default_device
 
-        self.generator = load_mask_generator(generator, weights=weights, device=default_device())
+        self.generator = load_mask_generator(generator, weights=weights, device=device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from fisa_platform.schema import PROPOSALS
@@ -72,22 +72,28 @@ class Proposer:
 
 
 def run(config: ProposeConfig, compute: Compute, context: StageContext) -> StageResult:
-    """Read images, propose on a pool of actors, write proposals."""
+    """Read images and propose on a pool of actors, write proposals in tasks."""
     from fisa_platform.schema import PROPOSALS
-    from fisa_platform.tables import read_rows, write_tables
+    from fisa_platform.tables import WRITER, Written, collect, read_rows, write_batch
 
-    images = read_rows(config.images_uri, columns=["image_id", "file_name", "image"])
+    images, pool = read_rows(
+        config.images_uri,
+        columns=["image_id", "file_name", "image"],
+        batch_size=config.batch_size,
+        compute=compute,
+    )
+    device = "cuda" if compute.gpus_per_worker else "cpu"
     proposals = images.map_batches(
         Proposer,
-        fn_constructor_args=(config.generator, config.generator_weights),
+        fn_constructor_args=(config.generator, config.generator_weights, device),
         batch_size=config.batch_size,
         batch_format="pyarrow",
-        compute=compute.actor_pool(),
+        compute=pool,
         **compute.ray_options(),
     )
-    written = write_tables(
-        proposals, context.output.uri, "proposals", PROPOSALS, rows_per_file=config.rows_per_file
-    )
+    write = partial(write_batch, output_uri=context.output.uri, name="proposals", schema=PROPOSALS)
+    parts = proposals.map_batches(write, batch_size=config.rows_per_file, **WRITER)
+    written = Written.of(collect(parts, context.progress), "proposals")
     written.check(config.max_rejected_fraction)
     return StageResult(
         rows=written.rows, extra={"rejected": written.rejected}, files=written.files, message=written.summary

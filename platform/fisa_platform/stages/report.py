@@ -61,7 +61,10 @@ def run(config: ReportConfig, compute: Compute, context: StageContext) -> StageR
     vocabulary = Vocabulary.from_json(versions["images"].manifest.vocabulary or [])
     trained = {category["name"] for category in versions["train"].manifest.vocabulary or []}
     seen_ids = {category.id for category in vocabulary.categories if category.name in trained}
-    systems = [System(name="Frozen CLIP", scores=result["baseline"]), System(name="FISA", scores=result["fisa"])]
+    systems = [
+        System(name="Frozen CLIP", scores=result["baseline"]),
+        System(name="FISA", scores=result["fisa"]),
+    ]
     page = Report(
         title=config.title,
         summary=_summary(versions),
@@ -87,7 +90,7 @@ def make_result(versions: Mapping[str, Version]) -> dict[str, Any]:
         stage = version.manifest.stage
         label = stage if name not in ("baseline", "fisa") else f"{stage}-{name}"
         seconds[label] = version.manifest.seconds
-        for field, source in version.manifest.inputs.items():
+        for source in version.manifest.inputs.values():
             made = find_version(source.uri)
             if made is not None and made.manifest.stage in ("shard", "propose"):
                 split = "train" if name == "train" else "val"
@@ -122,11 +125,12 @@ def _loss(train: Version) -> list[tuple[int, float]]:
 
 
 def _summary(versions: Mapping[str, Version]) -> str:
-    train, config = versions["train"].manifest, versions["train"].manifest.config
+    train, images = versions["train"].manifest, versions["images"].manifest
+    config = train.config
     return (
         f"{config['iterations']} iterations of {config['batches']['size']} images with "
-        f"{len(train.vocabulary or [])} names, then evaluated on {versions['images'].manifest.rows} images with "
-        f"{len(versions['images'].manifest.vocabulary or [])} names."
+        f"{len(train.vocabulary or [])} names, then evaluated on {images.rows} images with "
+        f"{len(images.vocabulary or [])} names."
     )
 
 
@@ -143,24 +147,21 @@ def _panels(versions: Mapping[str, Version], vocabulary: Vocabulary, count: int)
         caption: TableRows(versions[name].files("predictions/", ".parquet"), PREDICTIONS.names)
         for caption, name in (("Frozen CLIP", "baseline"), ("FISA", "fisa"))
     }
+    positions = {caption: table.positions() for caption, table in predictions.items()}
     panels = []
     for row in (images[i] for i in range(min(count, len(images)))):
         image = decode_image(row["image"])
         rows = {"Ground truth": row}
         for caption, table in predictions.items():
-            position = table.positions().get(row["image_id"])
+            position = positions[caption].get(row["image_id"])
             if position is not None:
                 rows[caption] = table[position]
-        pictures = [
-            Picture(
-                caption=caption,
-                data=encode_picture(
-                    draw_segments(image, decode_panoptic(found["panoptic"]), found["segments_info"], vocabulary), "JPEG"
-                ),
-            )
-            for caption, found in rows.items()
-        ]
-        panels.append(Panel(title=row["file_name"], pictures=[Picture(caption="Image", data=row["image"]), *pictures]))
+        pictures = [Picture(caption="Image", data=row["image"])]
+        for caption, found in rows.items():
+            ids = decode_panoptic(found["panoptic"])
+            drawn = draw_segments(image, ids, found["segments_info"], vocabulary)
+            pictures.append(Picture(caption=caption, data=encode_picture(drawn, "JPEG")))
+        panels.append(Panel(title=row["file_name"], pictures=pictures))
     return panels
 
 
@@ -176,7 +177,10 @@ def _provenance(versions: Mapping[str, Version]) -> list[Any]:
                 "created": version.manifest.created_at,
                 "code": version.manifest.git_commit or version.manifest.code_version,
                 "config": json.dumps(version.manifest.config, ensure_ascii=False),
-                **{f"input {field}": f"{source.uri} {source.digest[:12]}" for field, source in version.manifest.inputs.items()},
+                **{
+                    f"input {field}": f"{source.uri} {source.digest[:12]}"
+                    for field, source in version.manifest.inputs.items()
+                },
             },
         )
         for name, version in versions.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_platform.compute import Compute
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from fisa_platform.sources.index import Index
+
+READERS = 8
+"""Images that one task reads at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,20 +96,24 @@ class ShardConfig:
 
 
 def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageResult:
-    """Index the source on the driver, then read, check and write its images in Ray Data tasks."""
+    """Index the source on the driver; each task then reads, checks and writes the images of one file."""
     import ray.data
 
-    from fisa_platform.schema import IMAGES
-    from fisa_platform.tables import write_tables
+    from fisa_platform.tables import Written, collect
 
     index = read_index(config)
     context.progress(f"{len(index.rows)} images found")
     table = index_table(index)
-    blocks = max(compute.workers.max, -(-table.num_rows // config.rows_per_file))
-    images = ray.data.from_arrow(table).repartition(blocks).map_batches(
-        load_images, batch_size=16, batch_format="pyarrow", num_cpus=compute.cpus_per_worker
+    size = min(config.rows_per_file, -(-table.num_rows // compute.workers.max))
+    blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)]
+    parts = ray.data.from_arrow(blocks).map_batches(
+        partial(write_images, output_uri=context.output.uri),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=compute.workers.max),
+        **compute.ray_options(),
     )
-    written = write_tables(images, context.output.uri, "images", IMAGES, rows_per_file=config.rows_per_file)
+    written = Written.of(collect(parts, context.progress), "images")
     written.check(config.max_rejected_fraction)
     return StageResult(
         rows=written.rows,
@@ -135,16 +143,28 @@ def index_table(index: Index) -> pa.Table:
     from fisa_platform.schema import INDEX
 
     rejected = [{**row, "image_uri": ""} for row in index.rejected]
-    schema = pa.schema([*(f.with_nullable(True) for f in INDEX), pa.field("reason", pa.string())])
-    return pa.Table.from_pylist([*({**row, "reason": None} for row in index.rows), *rejected], schema=schema)
+    schema = pa.schema([*((f.name, f.type) for f in INDEX), ("reason", pa.string())])
+    return pa.Table.from_pylist([*index.rows, *rejected], schema=schema)
+
+
+def write_images(batch: pa.Table, *, output_uri: str) -> pa.Table:
+    """Index rows to a file of the images table, and one of those that were rejected."""
+    from fisa_platform.schema import IMAGES
+    from fisa_platform.tables import write_batch
+
+    return write_batch(load_images(batch), output_uri=output_uri, name="images", schema=IMAGES)
 
 
 def load_images(batch: pa.Table) -> pa.Table:
     """Index rows to failable rows of the images table."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from fisa_platform.schema import IMAGES
     from fisa_platform.tables import failable_table
 
-    return failable_table(IMAGES, [_load_image(row) for row in batch.to_pylist()])
+    # A bucket answers in tens of milliseconds, and decoding to check the pixels lets other threads run.
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        return failable_table(IMAGES, pool.map(_load_image, batch.to_pylist()))
 
 
 def _load_image(row: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +182,8 @@ def _load_image(row: dict[str, Any]) -> dict[str, Any]:
         height, width = image_size(image)
         loaded = {**row, "image": image, "height": height, "width": width}
         if row["height"] is not None and (height, width) != (row["height"], row["width"]):
-            raise ValueError(f"image is {height} x {width} pixels, the JSON says {row['height']} x {row['width']}")
+            stated = f"{row['height']} x {row['width']}"
+            raise ValueError(f"image is {height} x {width} pixels (height x width), the JSON says {stated}")
         if row["panoptic_uri"] is not None:
             loaded["panoptic"] = storage.read_bytes(row["panoptic_uri"])
             ids = decode_panoptic(loaded["panoptic"])

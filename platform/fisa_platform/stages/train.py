@@ -1,16 +1,22 @@
-"""Stage `train`: fit the mask classifier on cached proposals, with Ray Train over workers and Accelerate in each."""
+"""Stage `train`: fit the mask classifier on cached proposals, with Ray Train, and Accelerate in its workers.
+
+A checkpoint goes into the version's folder `ray_train`, and belongs to no manifest; the same job, run again,
+goes on from the last one.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
+import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fisa_model.config import FISAConfig
-from fisa_platform.compute import Compute
+from fisa_platform.compute import Compute, Workers, is_embedded
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.training.batches import BatchConfig
 from fisa_platform.training.optim import OptimizerConfig, ScheduleConfig
@@ -18,7 +24,6 @@ from fisa_platform.training.optim import OptimizerConfig, ScheduleConfig
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import torch
     from accelerate import Accelerator
 
     from fisa_model.fisa import FISA
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from fisa_platform.training.batches import TrainingExamples
     from fisa_platform.training.loop import TrainingState
     from fisa_platform.training.objective import FISAObjective, TrainingBatch
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "weights.safetensors"
 METRICS_NAME = "metrics.jsonl"
@@ -98,34 +105,39 @@ class TrainConfig:
 
 def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageResult:
     """Run the workers; a run that was stopped goes on from its last checkpoint."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
     from fisa_platform import storage
     from fisa_platform.manifest import open_version
 
+    check_workers(compute.workers, config.batches)
     images = open_version(config.images_uri)
     if images.manifest.vocabulary is None:
         raise ValueError(f"{config.images_uri}: has no ground truth; train on a table that has")
+    run_config: Any = RunConfig  # typed as in the former API, which has no logging_config
     filesystem, path = storage.pyarrow_filesystem(storage.join(context.output.version_uri, "ray_train"))
     workers = compute.workers
-    trainer = TorchTrainer(
-        _train_worker,
+    trainer = trainer_class()(
+        cast(Any, _train_worker),  # Ray's signature lacks the value that a worker may return
         train_loop_config={"config": config, "output_uri": context.output.uri},
         scaling_config=ScalingConfig(
-            num_workers=workers.max if workers.min in (0, workers.max) else (workers.min, workers.max),
+            # A range is elastic; Ray's own signature lacks it.
+            num_workers=workers.max if workers.min in (0, workers.max) else (workers.min, workers.max),  # type: ignore[arg-type]
             use_gpu=compute.gpus_per_worker > 0,
             resources_per_worker=compute.bundle(),
         ),
-        run_config=RunConfig(
+        run_config=run_config(
             name="run",
             storage_path=path,
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=3),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    trainer.fit()
+    result: Any = trainer.fit()
+    if result.return_value is not None:
+        raise ValueError(result.return_value)
     last = json.loads(storage.read_bytes(storage.join(context.output.uri, METRICS_NAME)).splitlines()[-1])
     return StageResult(
         rows=config.iterations * config.batches.size,
@@ -136,8 +148,50 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
     )
 
 
-def _train_worker(arguments: dict[str, Any]) -> None:
-    """What each Ray Train worker does."""
+def trainer_class() -> Any:
+    """Ray's TorchTrainer without actors that are of no use here, each of which costs seconds of imports.
+
+    There are no Ray datasets to manage. What cleans up after a controller that was killed asks the dashboard,
+    and prints a traceback where there is none.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    useless = (DatasetsCallback, PlacementGroupCleanerCallback) if is_embedded() else (DatasetsCallback,)
+    base: Any = TorchTrainer
+
+    class Trainer(base):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, useless)]
+
+    return Trainer
+
+
+def check_workers(workers: Workers, batches: BatchConfig) -> None:
+    """Refuse a number of workers that Ray may choose but that cannot share a batch equally."""
+    for count in range(workers.min or workers.max, workers.max + 1):
+        if batches.size % (count * batches.accumulation):
+            raise ValueError(
+                f"batches.size ({batches.size}) cannot be shared by {count} workers with accumulation "
+                f"{batches.accumulation}; make it a multiple, or set compute.workers.min and max to a number "
+                "that divides it"
+            )
+
+
+def _train_worker(arguments: dict[str, Any]) -> str | None:
+    """What each Ray Train worker does; a mistake of the spec is returned, since Ray would retry an error."""
+    try:
+        _train(arguments)
+    except ValueError as error:
+        place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not {"fisa_platform", "fisa_model"}.intersection(place.parts):
+            raise
+        return str(error)
+    return None
+
+
+def _train(arguments: dict[str, Any]) -> None:
     import ray.train
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -145,17 +199,25 @@ def _train_worker(arguments: dict[str, Any]) -> None:
     from fisa_platform.manifest import open_version
     from fisa_platform.training.loop import LoopConfig, log_progress, train
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name, level in {
+        "": logging.WARNING,
+        "ray.train": logging.WARNING,
+        "fisa_platform": logging.INFO,
+    }.items():
+        logging.getLogger(name).setLevel(level)
     config: TrainConfig = arguments["config"]
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     vocabulary = Vocabulary.from_json(open_version(config.images_uri).manifest.vocabulary or [])
-    state = build_state(config, vocabulary, accelerator.device)
+    state = build_state(config, vocabulary, accelerator)
     history: list[dict[str, float]] = []
     _resume(state, history)
     examples = _examples(config, vocabulary, state.objective.model)
+    missing = len(examples.images) - len(examples)
+    if missing and accelerator.is_main_process:
+        logger.warning("%d of %d images have no proposals: not trained on", missing, len(examples.images))
     log = log_progress(config.iterations)
 
     def report(row: dict[str, float]) -> None:
@@ -172,6 +234,7 @@ def _train_worker(arguments: dict[str, Any]) -> None:
             max_grad_norm=config.optimizer.max_grad_norm,
             accumulation=config.batches.accumulation,
             checkpoint_interval=config.checkpoint_interval,
+            seed=config.seed,
         ),
         accelerator=accelerator,
         report=report,
@@ -181,7 +244,9 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         _write_outputs(arguments["output_uri"], config, state.objective.model, vocabulary, history)
 
 
-def build_state(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> TrainingState[FISAObjective]:
+def build_state(
+    config: TrainConfig, vocabulary: Vocabulary, accelerator: Accelerator
+) -> TrainingState[FISAObjective]:
     """The model, its criterion, its optimizer and its schedule, as they are before the first step."""
     import torch
 
@@ -194,6 +259,7 @@ def build_state(config: TrainConfig, vocabulary: Vocabulary, device: torch.devic
     from fisa_platform.training.objective import FISAObjective
     from fisa_platform.training.optim import build_optimizer, build_schedule
 
+    device = accelerator.device
     torch.manual_seed(config.seed)
     model, text_encoder = build_fisa(config.model)
     class_tokens = text_encoder.encode(vocabulary, get_templates(config.templates), config.void).to(device)
@@ -211,7 +277,17 @@ def build_state(config: TrainConfig, vocabulary: Vocabulary, device: torch.devic
     )
     optimizer = build_optimizer([dict(group) for group in groups])
     schedule = build_schedule(optimizer, config.schedule, config.iterations)
-    return TrainingState(FISAObjective(model, criterion, class_tokens), optimizer, schedule)
+    mean = partial(_mean_over_ranks, accelerator)
+    objective = FISAObjective(model, criterion, class_tokens, mean_over_ranks=mean)
+    return TrainingState(objective, optimizer, schedule)
+
+
+def _mean_over_ranks(accelerator: Accelerator, value: float) -> float:
+    import torch
+
+    if accelerator.num_processes == 1:
+        return float(value)
+    return float(accelerator.reduce(torch.tensor(float(value), device=accelerator.device), reduction="mean"))
 
 
 def _resume(state: TrainingState[FISAObjective], history: list[dict[str, float]]) -> None:
@@ -244,8 +320,8 @@ def _save(state: TrainingState[FISAObjective], history: list[dict[str, float]], 
 def _examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> TrainingExamples:
     from fisa_model.transforms import Jitter
     from fisa_platform.manifest import open_version
-    from fisa_platform.training.batches import TrainingExamples
     from fisa_platform.rows import ProposalRows, TableRows
+    from fisa_platform.training.batches import TrainingExamples
 
     images = open_version(config.images_uri).files(prefix="images/", suffix=".parquet")
     jitter = Jitter(

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fisa_model.matcher import Target
     from fisa_model.transforms import Jitter, TrainingSample
     from fisa_model.vocabulary import Vocabulary
-    from fisa_platform.training.objective import TrainingBatch
     from fisa_platform.rows import ProposalRows, TableRows
+    from fisa_platform.training.objective import TrainingBatch
     from fisa_platform.training.sampler import Sample
 
 
@@ -28,7 +28,7 @@ class BatchConfig:
     """Forward passes that one worker splits its part of a step into, to save memory."""
 
     jitter_scale: tuple[float, float] | None = (0.1, 2.0)
-    """Large-scale jitter: range of the longer side over the model's image size; none squashes the whole image."""
+    """Large-scale jitter: range of the longer side over the model's size; none squashes the whole image."""
 
     flip: float = 0.5
     """Probability of a mirror image."""
@@ -45,7 +45,9 @@ class BatchConfig:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip must be 0 to 1, got {self.flip}")
         if self.jitter_scale is not None and not 0 < self.jitter_scale[0] <= self.jitter_scale[1]:
-            raise ValueError(f"jitter_scale must be a range of positive numbers, got {list(self.jitter_scale)}")
+            raise ValueError(
+                f"jitter_scale must be a range of positive numbers, got {list(self.jitter_scale)}"
+            )
 
 
 class TrainingExamples:

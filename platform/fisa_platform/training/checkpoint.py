@@ -21,7 +21,8 @@ def save_checkpoint(folder: Path, state: TrainingState[Any]) -> None:
     tensors = {name: p.detach().cpu().contiguous() for name, p in _trained(state.objective).items()}
     save_file(tensors, folder / _TENSORS)
     torch.save(
-        {"optimizer": state.optimizer.state_dict(), "schedule": state.schedule.state_dict()}, folder / _OPTIMIZER
+        {"optimizer": state.optimizer.state_dict(), "schedule": state.schedule.state_dict()},
+        folder / _OPTIMIZER,
     )
     (folder / _STATE).write_text(json.dumps({"step": state.step}))
 
@@ -42,7 +43,7 @@ def load_checkpoint(folder: Path, state: TrainingState[Any]) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
-    states: dict[str, Any] = torch.load(folder / _OPTIMIZER, weights_only=True)
+    states: dict[str, Any] = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
     state.optimizer.load_state_dict(states["optimizer"])
     state.schedule.load_state_dict(states["schedule"])
     state.step = json.loads((folder / _STATE).read_text())["step"]

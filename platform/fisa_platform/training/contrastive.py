@@ -20,7 +20,7 @@ MAX_LOGIT_SCALE = 100.0
 
 
 class ObjectPictures(Dataset[tuple[Tensor, str, int]]):
-    """Single-object pictures [3, 96, 96] (0-1) of the toy world, each with a caption and the index of its name."""
+    """Pictures [3, 96, 96] in 0-1 of single objects of the toy world, with a caption and the name's index."""
 
     def __init__(self, seed: int, count: int) -> None:
         self.seed = seed
@@ -42,8 +42,8 @@ class ObjectPictures(Dataset[tuple[Tensor, str, int]]):
 class ContrastiveObjective(nn.Module):
     """CLIP's symmetric cross-entropy (arXiv 2103.00020, figure 3) over a batch of pictures and captions.
 
-    Names repeat within a batch of the toy world, so every caption of a picture's name is a positive: the target is
-    uniform over them (UniCL, arXiv 2204.03610, equation 3).
+    Names repeat within a batch of the toy world, so every caption of a picture's name is a positive, and the
+    target is uniform over them (UniCL, arXiv 2204.03610, equation 3).
     """
 
     def __init__(self, clip: CLIP, tokenizer: Tokenizer) -> None:
@@ -52,7 +52,7 @@ class ContrastiveObjective(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, batch: tuple[Tensor, list[str], Tensor]) -> dict[str, Tensor]:
-        """Pictures [B, 3, S, S] in 0-1, B captions, names [B] -> the loss and the share of pictures named right."""
+        """Pictures [B, 3, S, S] in 0-1, B captions, names [B] -> the loss, and the share named right."""
         images, captions, names = batch
         tokens = self.tokenizer(list(captions)).to(images.device)
         image_features = self.clip.encode_image(normalise(self.clip, images), normalize=True)
@@ -80,7 +80,7 @@ def zero_shot_accuracy(clip: CLIP, tokenizer: Tokenizer, seed: int, count: int) 
     rows = [clip.encode_text(tokenizer(texts), normalize=True).mean(0) for texts in prompts]
     classifier = F.normalize(torch.stack(rows), dim=-1)
     right = 0
-    for image, _, name in pictures:
+    for image, _, name in (pictures[index] for index in range(count)):
         feature = clip.encode_image(normalise(clip, image[None]), normalize=True)
         right += int((feature @ classifier.T).argmax()) == name
     return right / count

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -18,7 +20,6 @@ from torch.optim.lr_scheduler import LRScheduler
 logger = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, float]], None]
-
 
 Objective = TypeVar("Objective", bound=nn.Module)
 
@@ -55,6 +56,9 @@ class LoopConfig:
     checkpoint_interval: int = 0
     """Steps between two calls of `save`; 0 never calls it."""
 
+    seed: int = 0
+    """Of what is drawn while a batch is learnt from."""
+
 
 def train(
     state: TrainingState[Objective],
@@ -70,7 +74,8 @@ def train(
     Args:
         state: changed in place. Its objective is wrapped for several processes here, once.
         batches: `config.accumulation` batches for every step that is left.
-        report: gets the mean losses, "step", "learning_rate", "grad_norm", "seconds_per_batch", "data_wait_fraction" every `log_interval`.
+        report: gets the mean losses over batches and ranks, "step", "learning_rate", "grad_norm",
+            "seconds_per_batch" and "data_wait_fraction", every `log_interval` steps, on every rank.
         save: called after a step that a checkpoint is due at, with `state` up to date.
 
     Raises:
@@ -83,6 +88,7 @@ def train(
     stream = iter(batches)
     while state.step < config.iterations:
         for micro in range(config.accumulation):
+            _seed(config.seed, state.step, micro * accelerator.num_processes + accelerator.process_index)
             batch = send_to_device(_next(stream, meter, state.step), accelerator.device)
             last = micro == config.accumulation - 1
             with nullcontext() if last else accelerator.no_sync(objective):
@@ -92,11 +98,12 @@ def train(
         grad_norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        learning_rate = state.schedule.get_last_lr()[0]
+        learning_rate = float(state.schedule.get_last_lr()[0])
         state.schedule.step()
         state.step += 1
         if state.step % config.log_interval == 0 or state.step == config.iterations:
-            report(meter.read(step=state.step, learning_rate=learning_rate, grad_norm=grad_norm))
+            means = accelerator.reduce(meter.means(), reduction="mean")
+            report(meter.read(means, step=state.step, learning_rate=learning_rate, grad_norm=grad_norm))
         if save is not None and config.checkpoint_interval and state.step % config.checkpoint_interval == 0:
             save()
 
@@ -105,10 +112,20 @@ def log_progress(iterations: int) -> Report:
     """A report that writes one line to the log."""
 
     def report(row: dict[str, float]) -> None:
-        parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step",))
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
         logger.info("step %d of %d: %s", row["step"], iterations, parts)
 
     return report
+
+
+def _seed(seed: int, step: int, part: int) -> None:
+    """Let what is drawn depend on the part of the step alone.
+
+    So a run that goes on from a checkpoint draws what it would have drawn, and two workers draw what one
+    would that accumulates two batches.
+    """
+    (state,) = np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state))
 
 
 def _next(stream: Iterator[object], meter: _Meter, step: int) -> object:
@@ -122,7 +139,7 @@ def _next(stream: Iterator[object], meter: _Meter, step: int) -> object:
 
 
 class _Meter:
-    """Means of the losses since the last report. They stay on the device until then, so that no step waits for it."""
+    """Means of the losses since the last report; on the device until then, so that no step waits for it."""
 
     def __init__(self) -> None:
         self._reset()
@@ -139,10 +156,19 @@ class _Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.batches += 1
 
-    def read(self, *, step: int, learning_rate: float, grad_norm: Tensor) -> dict[str, float]:
-        row = {name: float(value) / self.batches for name, value in self.sums.items()}
-        if not torch.isfinite(torch.tensor(row["loss"])):
-            raise ValueError(f"the loss is {row['loss']} at step {step}; lower learning_rate or check the labels")
+    def means(self) -> dict[str, Tensor]:
+        """Of this rank."""
+        return {name: total / self.batches for name, total in self.sums.items()}
+
+    def read(
+        self, losses: dict[str, Tensor], *, step: int, learning_rate: float, grad_norm: Tensor
+    ) -> dict[str, float]:
+        """A report of these losses, and a new beginning."""
+        row = {name: float(value) for name, value in losses.items()}
+        if not math.isfinite(row["loss"]):
+            raise ValueError(
+                f"the loss is {row['loss']} at step {step}; lower learning_rate or check the labels"
+            )
         elapsed = time.perf_counter() - self.started
         row |= {
             "step": step,

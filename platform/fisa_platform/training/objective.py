@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,19 +31,39 @@ class TrainingBatch:
     def to(self, device: torch.device | str, **_: object) -> TrainingBatch:
         """The batch on a device."""
         targets = [target.to(device) for target in self.targets]
-        return TrainingBatch(self.images.to(device), self.proposals.to(device), self.valid.to(device), targets)
+        return TrainingBatch(
+            self.images.to(device), self.proposals.to(device), self.valid.to(device), targets
+        )
 
 
 class FISAObjective(nn.Module):
-    """The mask classifier with its criterion, over one vocabulary."""
+    """The mask classifier with its criterion, over one vocabulary.
 
-    def __init__(self, model: FISA, criterion: Criterion, class_tokens: ClassTokens) -> None:
+    `mean_over_ranks` averages a number that each rank brings, so that all divide mask losses by the same.
+    """
+
+    def __init__(
+        self,
+        model: FISA,
+        criterion: Criterion,
+        class_tokens: ClassTokens,
+        *,
+        mean_over_ranks: Callable[[float], float] = float,
+    ) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
         self.class_tokens = class_tokens
+        self.mean_over_ranks = mean_over_ranks
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The losses of a batch; see `Criterion`."""
         output = self.model(batch.images, batch.proposals, self.class_tokens)
-        return self.criterion(output, batch.targets, batch.valid, num_classes=self.class_tokens.num_classes)
+        num_masks = self.mean_over_ranks(sum(len(target.labels) for target in batch.targets))
+        return self.criterion(
+            output,
+            batch.targets,
+            batch.valid,
+            num_classes=self.class_tokens.num_classes,
+            num_masks=num_masks,
+        )

@@ -18,7 +18,7 @@ class OptimizerConfig:
     """Peak rate of AdamW for what is new (SEVE, Distribution Adapter)."""
 
     query_scale: float = 0.1
-    """Factor on the rate of CLIP's query projections, which are already trained (the paper's backbone multiplier)."""
+    """Factor on the rate of CLIP's query projections, already trained (the paper's for the backbone)."""
 
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW."""
@@ -40,7 +40,7 @@ class OptimizerConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
     kind: Literal["constant", "step", "cosine"] = "step"
-    """After warmup: flat; a tenth at 90 % and a hundredth at 95 % of the run (Mask2Former's); or a half cosine to 0."""
+    """After warmup: flat; a tenth from 90 % and a hundredth from 95 % of the run; or half a cosine to 0."""
 
     warmup_steps: int = 0
     """Optimizer steps of linear warmup; 0 starts at the peak."""
@@ -50,7 +50,9 @@ class ScheduleConfig:
             raise ValueError(f"warmup_steps must be 0 or more, got {self.warmup_steps}")
 
 
-def build_optimizer(groups: Iterable[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
+def build_optimizer(
+    groups: Iterable[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
     """AdamW over parameter groups that name their own `lr` and `weight_decay`."""
     import torch
 

@@ -1,4 +1,4 @@
-"""Which row is sample k of a run: the same for any number of workers, so that runs are reproducible and resumable."""
+"""Which row is sample k of a run: the same for any number of workers, so that a run repeats and resumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.rows < 1:
-            raise ValueError("the training table has no rows; check that its labels and proposals are not empty")
+            raise ValueError(
+                "the training table has no rows; check that its labels and proposals are not empty"
+            )
 
     def step(self, step: int) -> list[Sample]:
         """The samples of one optimizer step, in order."""
@@ -40,7 +42,7 @@ class Sampler:
     def micro_batches(
         self, *, first_step: int, last_step: int, rank: int, world: int, accumulation: int
     ) -> Iterator[list[Sample]]:
-        """What one rank loads: `accumulation` lists for each step; ranks and lists cut a step into equal parts."""
+        """What one rank loads: `accumulation` lists a step; ranks and lists cut a step into equal parts."""
         parts = world * accumulation
         if self.batch_size % parts:
             raise ValueError(
