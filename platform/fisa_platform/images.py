@@ -22,8 +22,8 @@ def image_size(data: bytes) -> tuple[int, int]:
         ValueError: not an image, cut short, or too large.
     """
     image = _open(data)
-    turned = image.getexif().get(_ORIENTATION_TAG) in _TURNED
     try:
+        turned = image.getexif().get(_ORIENTATION_TAG) in _TURNED
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image cannot be decoded: {error}") from error

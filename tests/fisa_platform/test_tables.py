@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fisa_platform.rows import TableRows
+from fisa_platform.rows import TableRows, read_places, row_places
 from fisa_platform.schema import PROPOSALS, REJECTED
 from fisa_platform.tables import Written, failable_table, write_batch, write_parquet
 
@@ -27,17 +27,24 @@ def test_failed_rows_go_to_their_own_table(tmp_path: Path) -> None:
     assert tables["rejected"].to_pylist() == [{"image_id": "b", "file_name": "b.jpg", "reason": "cut short"}]
     written = Written.of(parts, "proposals")
     assert (written.rows, written.rejected) == (1, 1)
+    assert written.example == "b.jpg: cut short"
 
 
 def test_too_many_failures_fail_the_job() -> None:
-    written = Written(["/x/rejected/1.parquet"], rows=9, rejected=1)
+    written = Written(["/x/rejected/1.parquet"], rows=9, rejected=1, example="b.jpg: cut short")
     written.check(0.1)
-    with pytest.raises(ValueError, match="1 of 10 images were rejected.*/x/rejected/1.parquet"):
+    with pytest.raises(ValueError) as caught:
         written.check(0.05)
+    assert str(caught.value) == (
+        "1 of 10 images were rejected, max_rejected_fraction is 0.05; "
+        "all reasons are in /x/rejected/1.parquet, for example b.jpg: cut short"
+    )
 
 
-def test_no_rows_at_all_fail_the_job() -> None:
-    with pytest.raises(ValueError, match="0 of 0"):
+def test_a_job_that_is_left_with_nothing_fails_whatever_the_fraction() -> None:
+    with pytest.raises(ValueError, match=r"2 of 2 images were rejected, .* for example a\.jpg: cut short"):
+        Written(["/x/rejected/1.parquet"], rows=0, rejected=2, example="a.jpg: cut short").check(1.0)
+    with pytest.raises(ValueError, match="there was no image to work on"):
         Written([], rows=0, rejected=0).check(1.0)
 
 
@@ -51,6 +58,23 @@ def test_rows_are_sorted_by_id_however_they_were_written(tmp_path: Path) -> None
     assert rows.ids == ["a", "b", "c", "d"]
     assert [rows[i]["value"] for i in range(4)] == [f"value of {i}" for i in "abcd"]
     assert rows.positions()["c"] == 2
+
+
+def test_places_lead_back_to_rows(tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{name}.parquet") for name in "xy"]
+    for uri, ids in zip(files, (range(70, 0, -1), range(71, 74)), strict=True):
+        names = [f"{i:02}" for i in ids]
+        write_parquet(uri, pa.table({"image_id": names, "value": [f"value of {name}" for name in names]}))
+    places = row_places(files)
+    assert places.num_rows == 73
+    assert places["group"].to_pylist() == [0] * 32 + [1] * 32 + [2] * 6 + [0] * 3
+
+    def values(chosen: pa.Table) -> list[str]:
+        return [v for part in read_places(chosen, columns=["value"]) for v in part["value"].to_pylist()]
+
+    assert values(places.slice(30, 4)) == [f"value of {i}" for i in (40, 39, 38, 37)]
+    assert values(places.slice(69, 2)) == ["value of 01", "value of 71"]
+    assert values(row_places(files, limit=3)) == ["value of 01", "value of 02", "value of 03"]
 
 
 def test_rows_cross_process_borders(tmp_path: Path) -> None:

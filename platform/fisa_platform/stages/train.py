@@ -199,12 +199,9 @@ def _train(arguments: dict[str, Any]) -> None:
     from fisa_platform.manifest import open_version
     from fisa_platform.training.loop import LoopConfig, log_progress, train
 
-    for name, level in {
-        "": logging.WARNING,
-        "ray.train": logging.WARNING,
-        "fisa_platform": logging.INFO,
-    }.items():
-        logging.getLogger(name).setLevel(level)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger("fisa_platform").setLevel(logging.INFO)
     config: TrainConfig = arguments["config"]
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
