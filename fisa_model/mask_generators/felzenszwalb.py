@@ -23,7 +23,7 @@ class FelzenszwalbGenerator:
     """
 
     def __init__(
-        self, *, scale: float = 300.0, sigma: float = 0.6, min_size: int = 300, max_side: int = 640
+        self, *, scale: float = 300.0, sigma: float = 0.6, min_size: int = 500, max_side: int = 640
     ) -> None:
         self.scale = scale
         self.sigma = sigma
