@@ -6,6 +6,7 @@ manifest, so the files of a task that died or was retried are never part of a ve
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,9 @@ BLOCKS_PER_WORKER = 4
 
 WRITER: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": 0}
 """Options of tasks that write; needing no core, they never wait for actors that hold them all."""
+
+SECONDS_BETWEEN_LINES = 5.0
+"""How often a long job says how far it is."""
 
 _WRITTEN = pa.schema(
     [("uri", pa.string()), ("table", pa.string()), ("rows", pa.int64()), ("example", pa.string())]
@@ -177,9 +181,10 @@ def reader_options(compute: Compute) -> dict[str, Any]:
 def collect(parts: Dataset, progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """Run a dataset whose rows are the files that its tasks wrote; the driver holds nothing else."""
     collected: list[dict[str, Any]] = []
-    done = 0
+    said = time.monotonic()
     for part in parts.iter_rows():
         collected.append(part)
-        done += part["rows"]
-        progress(f"{done} images done")
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            progress(f"{sum(other['rows'] for other in collected)} images done")
     return collected

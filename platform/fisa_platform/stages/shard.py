@@ -102,7 +102,8 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     from fisa_platform.tables import Written, collect
 
     index = read_index(config)
-    context.progress(f"{len(index.rows)} images found")
+    missing = f", {len(index.rejected)} cannot be used" if index.rejected else ""
+    context.progress(f"{len(index.rows)} images found{missing}")
     table = index_table(index)
     size = min(config.rows_per_file, -(-table.num_rows // compute.workers.max))
     blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)]

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from fisa_model.fisa import FISA
     from fisa_model.vocabulary import Vocabulary
-    from fisa_platform.training.batches import TrainingExamples
-    from fisa_platform.training.loop import TrainingState
-    from fisa_platform.training.objective import FISAObjective, TrainingBatch
+    from fisa_platform.training.batches import TrainingBatch, TrainingExamples
+    from fisa_platform.training.loop import LoopConfig, TrainingState
+    from fisa_platform.training.objective import FISAObjective
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def _train(arguments: dict[str, Any]) -> None:
 
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform.manifest import open_version
-    from fisa_platform.training.loop import LoopConfig, log_progress, train
+    from fisa_platform.training.loop import log_progress, train
 
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -211,7 +211,7 @@ def _train(arguments: dict[str, Any]) -> None:
     state = build_state(config, vocabulary, accelerator)
     history: list[dict[str, float]] = []
     _resume(state, history)
-    examples = _examples(config, vocabulary, state.objective.model)
+    examples = build_examples(config, vocabulary, state.objective.model)
     missing = len(examples.images) - len(examples)
     if missing and accelerator.is_main_process:
         logger.warning("%d of %d images have no proposals: not trained on", missing, len(examples.images))
@@ -225,20 +225,27 @@ def _train(arguments: dict[str, Any]) -> None:
 
     train(
         state,
-        _batches(config, examples, state.step, accelerator),
-        LoopConfig(
-            iterations=config.iterations,
-            max_grad_norm=config.optimizer.max_grad_norm,
-            accumulation=config.batches.accumulation,
-            checkpoint_interval=config.checkpoint_interval,
-            seed=config.seed,
-        ),
+        build_batches(config, examples, state.step, accelerator),
+        loop_config(config),
         accelerator=accelerator,
         report=report,
         save=lambda: _save(state, history, is_main=accelerator.is_main_process),
     )
     if accelerator.is_main_process:
         _write_outputs(arguments["output_uri"], config, state.objective.model, vocabulary, history)
+
+
+def loop_config(config: TrainConfig) -> LoopConfig:
+    """What the training loop needs of the config."""
+    from fisa_platform.training.loop import LoopConfig
+
+    return LoopConfig(
+        iterations=config.iterations,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        accumulation=config.batches.accumulation,
+        checkpoint_interval=config.checkpoint_interval,
+        seed=config.seed,
+    )
 
 
 def build_state(
@@ -314,7 +321,8 @@ def _save(state: TrainingState[FISAObjective], history: list[dict[str, float]], 
         ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> TrainingExamples:
+def build_examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> TrainingExamples:
+    """Access to what a run trains on."""
     from fisa_model.transforms import Jitter
     from fisa_platform.manifest import open_version
     from fisa_platform.rows import ProposalRows, TableRows
@@ -337,9 +345,10 @@ def _examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> Train
     )
 
 
-def _batches(
+def build_batches(
     config: TrainConfig, examples: TrainingExamples, first_step: int, accelerator: Accelerator
 ) -> Iterable[TrainingBatch]:
+    """What this rank learns from, from a step on."""
     from fisa_platform.training.batches import load_batches
     from fisa_platform.training.sampler import Sampler
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from torch.utils.data import DataLoader
 
     from fisa_model.matcher import Target
     from fisa_model.transforms import Jitter, TrainingSample
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform.rows import ProposalRows, TableRows
-    from fisa_platform.training.objective import TrainingBatch
     from fisa_platform.training.sampler import Sample
 
 
@@ -48,6 +49,29 @@ class BatchConfig:
             raise ValueError(
                 f"jitter_scale must be a range of positive numbers, got {list(self.jitter_scale)}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """Examples of one step on one rank."""
+
+    images: Tensor
+    """[B, 3, S, S], CLIP-normalised."""
+
+    proposals: Tensor
+    """[B, Q, h, w] mask logits; filled up to the largest Q."""
+
+    valid: Tensor
+    """[B, Q], False where `proposals` is only filled up."""
+
+    targets: list[Target]
+
+    def to(self, device: torch.device | str, **_: object) -> TrainingBatch:
+        """The batch on a device."""
+        targets = [target.to(device) for target in self.targets]
+        return TrainingBatch(
+            self.images.to(device), self.proposals.to(device), self.valid.to(device), targets
+        )
 
 
 class TrainingExamples:
@@ -104,7 +128,6 @@ def collate(samples: Sequence[TrainingSample]) -> TrainingBatch:
     import torch
 
     from fisa_model.transforms import pad_proposals
-    from fisa_platform.training.objective import TrainingBatch
 
     proposals, valid = pad_proposals([sample.proposals for sample in samples])
     images = torch.stack([sample.image for sample in samples])

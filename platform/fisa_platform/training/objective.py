@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from fisa_model.criterion import Criterion, Target
+from fisa_model.criterion import Criterion
 from fisa_model.fisa import FISA
 from fisa_model.text_encoder import ClassTokens
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingBatch:
-    """Examples of one step on one rank."""
-
-    images: Tensor
-    """[B, 3, S, S], CLIP-normalised."""
-
-    proposals: Tensor
-    """[B, Q, h, w] mask logits; filled up to the largest Q."""
-
-    valid: Tensor
-    """[B, Q], False where `proposals` is only filled up."""
-
-    targets: list[Target]
-
-    def to(self, device: torch.device | str, **_: object) -> TrainingBatch:
-        """The batch on a device."""
-        targets = [target.to(device) for target in self.targets]
-        return TrainingBatch(
-            self.images.to(device), self.proposals.to(device), self.valid.to(device), targets
-        )
+from fisa_platform.training.batches import TrainingBatch
 
 
 class FISAObjective(nn.Module):

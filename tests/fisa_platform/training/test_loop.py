@@ -25,8 +25,15 @@ class Line(nn.Module):
         return {"loss": ((self.weight - 3) * batch * self.frozen).pow(2).mean()}
 
 
-def new_state(iterations: int) -> TrainingState[Line]:
-    objective = Line()
+class NoisyLine(Line):
+    """Draws in each step, as FISA's criterion draws its points."""
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        return super().forward(batch + torch.randn(4))
+
+
+def new_state(iterations: int, objective: Line | None = None) -> TrainingState[Line]:
+    objective = objective or Line()
     optimizer = build_optimizer([{"params": [objective.weight], "lr": 0.1, "weight_decay": 0.0}])
     return TrainingState(objective, optimizer, build_schedule(optimizer, ScheduleConfig(), iterations))
 
@@ -36,7 +43,9 @@ def batches(count: int, start: int = 0) -> Iterator[Tensor]:
         yield torch.randn(4, generator=torch.Generator().manual_seed(k))
 
 
-def run(state: TrainingState[Line], config: LoopConfig, stream: Iterator[Tensor], **options: object) -> list[dict[str, float]]:
+def run(
+    state: TrainingState[Line], config: LoopConfig, stream: Iterator[Tensor], **options: object
+) -> list[dict[str, float]]:
     reports: list[dict[str, float]] = []
     train(state, stream, config, accelerator=Accelerator(cpu=True), report=reports.append, **options)
     return reports
@@ -50,13 +59,14 @@ def test_reports_every_interval_and_at_the_end() -> None:
 
 
 def test_going_on_from_a_checkpoint_equals_not_stopping(tmp_path: Path) -> None:
-    whole = new_state(20)
+    whole = new_state(20, NoisyLine())
     run(whole, LoopConfig(iterations=20, max_grad_norm=10), batches(20))
 
-    first = new_state(20)
+    first = new_state(20, NoisyLine())
     config = LoopConfig(iterations=10, max_grad_norm=10, checkpoint_interval=10)
     run(first, config, batches(10), save=lambda: save_checkpoint(tmp_path, first))
-    second = new_state(20)
+    second = new_state(20, NoisyLine())
+    torch.manual_seed(12345)  # the state of a new process is another one
     load_checkpoint(tmp_path, second)
     assert second.step == 10
     run(second, LoopConfig(iterations=20, max_grad_norm=10), batches(20, start=10))
@@ -67,7 +77,7 @@ def test_a_checkpoint_holds_only_what_learns(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, new_state(5))
     state = new_state(5)
     state.objective.frozen.requires_grad_(requires_grad=True)
-    with pytest.raises(ValueError, match="'frozen' .* is in only one of the checkpoint and the model"):
+    with pytest.raises(ValueError, match=r"'frozen' .* is in only one of the checkpoint and the model"):
         load_checkpoint(tmp_path, state)
 
 
@@ -81,7 +91,8 @@ def test_accumulation_equals_one_larger_batch() -> None:
 
 def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
     with pytest.raises(ValueError, match="the loss is nan at step 1"):
-        run(new_state(3), LoopConfig(iterations=3, max_grad_norm=1, log_interval=1), iter([torch.tensor([torch.nan])] * 3))
+        config = LoopConfig(iterations=3, max_grad_norm=1, log_interval=1)
+        run(new_state(3), config, iter([torch.tensor([torch.nan])] * 3))
 
 
 def test_too_few_batches_stop_the_run() -> None:
