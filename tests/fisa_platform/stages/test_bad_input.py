@@ -1,0 +1,214 @@
+"""Input that cannot be used is set aside with the reason; too much of it fails the job."""
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fisa_model.config import CLIPConfig, FISAConfig
+from fisa_model.vocabulary import Vocabulary
+from fisa_platform import manifest, storage
+from fisa_platform.classifier import ClassifierConfig
+from fisa_platform.manifest import Version
+from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic
+from fisa_platform.rows import TableRows
+from fisa_platform.schema import IMAGES, PROPOSALS, REJECTED
+from fisa_platform.sources.index import read_image_folder
+from fisa_platform.stages.evaluate import EvaluateConfig, Evaluator
+from fisa_platform.stages.label import LabelConfig, Labeller
+from fisa_platform.stages.propose import Proposer
+from fisa_platform.stages.shard import index_table, load_images
+from fisa_platform.tables import failable_table, write_batch
+
+Run = Callable[..., Version]
+
+HEIGHT, WIDTH = 48, 64
+IDS = np.repeat([[5, 9]], HEIGHT, axis=0).repeat(WIDTH // 2, axis=1)
+TOY_BASELINE = {"frozen": {"clip": {"model": "toy"}, "image_size": 224}}
+TOY_CLASSIFIER = ClassifierConfig(frozen=FISAConfig(clip=CLIPConfig(model="toy"), image_size=224))
+
+
+def photo(height: int = HEIGHT, width: int = WIDTH) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+BAD = {
+    "cut": "image cannot be decoded",
+    "text": "not an image that can be read",
+    "absent": "image .*/images/absent.jpg does not exist",
+    "unlisted": "panoptic PNG has segment 7, which segments_info lacks",
+    "unpainted": "segments_info has segment 9, which has no pixel in the panoptic PNG",
+    "resized": "image is 48 x 60 pixels .*, the JSON says 48 x 64",
+    "cropped": "panoptic PNG is 48 x 32, the image is 48 x 64",
+    "no_truth": "panoptic PNG .*/panoptic/no_truth.png does not exist",
+    "unannotated": "the JSON has no annotations for this image",
+}
+"""Name of a damaged image, and the reason that it is rejected for."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A data set in COCO panoptic form: a good image, and one for each way of being damaged."""
+    folder = tmp_path_factory.mktemp("source")
+    images = {name: photo() for name in ("good", *BAD)}
+    images["cut"] = images["cut"][: len(images["cut"]) // 2]
+    images["text"] = b"404 Not Found"
+    images["resized"] = photo(width=60)
+    del images["absent"]
+    truths = {name: encode_panoptic(IDS) for name in ("good", *BAD)}
+    truths["unlisted"] = encode_panoptic(np.where(IDS == 9, 7, IDS))
+    truths["unpainted"] = encode_panoptic(np.where(IDS == 9, 5, IDS))
+    truths["cropped"] = encode_panoptic(IDS[:, :32])
+    del truths["no_truth"]
+    for name, data in images.items():
+        storage.write_bytes(f"{folder}/images/{name}.jpg", data)
+    for name, data in truths.items():
+        storage.write_bytes(f"{folder}/panoptic/{name}.png", data)
+    segments = [{"id": 5, "category_id": 1, "area": 1536}, {"id": 9, "category_id": 2, "area": 1536}]
+    unlisted = [segments[0]]
+    document = {
+        "images": [
+            {"id": name, "file_name": f"{name}.jpg", "height": HEIGHT, "width": WIDTH}
+            for name in ("good", *BAD)
+        ],
+        "annotations": [
+            {
+                "image_id": name,
+                "file_name": f"{name}.png",
+                "segments_info": unlisted if name == "unlisted" else segments,
+            }
+            for name in ("good", *BAD)
+            if name != "unannotated"
+        ],
+        "categories": Vocabulary.from_names(["left", "right"]).to_json(),
+    }
+    storage.write_json(f"{folder}/panoptic.json", document)
+    return {
+        "images_uri": f"{folder}/images",
+        "panoptic_uri": f"{folder}/panoptic",
+        "json_uri": f"{folder}/panoptic.json",
+    }
+
+
+def test_every_damaged_image_is_rejected_with_its_reason(
+    run: Run, source: dict[str, str], tmp_path: Path
+) -> None:
+    version = run("shard", coco=source, output_uri=str(tmp_path / "images"), max_rejected_fraction=0.9)
+    assert TableRows(version.files("images/"), IMAGES.names).ids == ["good"]
+    assert (version.manifest.rows, version.manifest.extra["rejected"]) == (1, len(BAD))
+    rejected = pq.read_table(version.files("rejected/")[0])
+    assert rejected.schema.equals(REJECTED)
+    reasons = {row["image_id"]: row["reason"] for row in rejected.to_pylist()}
+    assert reasons.keys() == BAD.keys()
+    for name, reason in BAD.items():
+        assert re.match(reason, reasons[name]), (name, reasons[name])
+
+
+def test_too_many_damaged_images_fail_the_job_and_the_reasons_stay(
+    run: Run, source: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "images"
+    with pytest.raises(ValueError) as caught:
+        run("shard", coco=source, output_uri=str(output), max_rejected_fraction=0.25)
+    found = re.match(
+        r"9 of 10 images were rejected, max_rejected_fraction is 0\.25; all reasons are in (\S+), "
+        r"for example cut\.jpg: image cannot be decoded: ",
+        str(caught.value),
+    )
+    assert found, str(caught.value)
+    assert set(pq.read_table(found[1])["image_id"].to_pylist()) == BAD.keys()
+    assert list(output.rglob("manifest.json")) == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two images without ground truth, one that is none, and a file that nobody should look at."""
+    path = tmp_path_factory.mktemp("folder")
+    for name, data in {"a.jpg": photo(), "b.jpg": photo(60, 40), "c.png": b"", "notes.txt": b"x"}.items():
+        (path / name).write_bytes(data)
+    return str(path)
+
+
+def test_a_folder_without_ground_truth_is_sharded_and_labelled(run: Run, folder: str, tmp_path: Path) -> None:
+    images = run(
+        "shard",
+        folder={"images_uri": folder},
+        output_uri=str(tmp_path / "images"),
+        max_rejected_fraction=0.5,
+    )
+    rows = list(TableRows(images.files("images/"), IMAGES.names))
+    assert [row["image_id"] for row in rows] == ["a", "b"]
+    assert {row["panoptic"] for row in rows} == {None}
+    assert images.manifest.vocabulary is None
+    labels = run(
+        "label",
+        images_uri=images.uri,
+        classifier=TOY_BASELINE,
+        things=["red circle"],
+        stuff=["grass"],
+        output_uri=str(tmp_path / "labels"),
+    )
+    document = storage.read_json(labels.file("panoptic.json"))
+    assert [image["id"] for image in document["images"]] == ["a", "b"]
+    with pytest.raises(ValueError, match="has no ground truth to score against"):
+        run(
+            "evaluate",
+            images_uri=images.uri,
+            proposals_uri=labels.uri,
+            output_uri=str(tmp_path / "scores"),
+        )
+
+
+def test_a_folder_is_labelled_as_it_is(folder: str) -> None:
+    config = LabelConfig(
+        images_uri=folder, output_uri="unused", classifier=TOY_CLASSIFIER, things=("red circle",)
+    )
+    labeller = Labeller(config, Vocabulary.from_names(["red circle"]))
+    rows = labeller(load_images(index_table(read_image_folder(folder)))).to_pylist()
+    reasons = {row["image_id"]: row["reason"] for row in rows}
+    assert reasons == {"a": None, "b": None, "c": "not an image that can be read (0 bytes)"}
+    sizes = {row["image_id"]: (row["height"], row["width"]) for row in rows}
+    assert sizes == {"a": (HEIGHT, WIDTH), "b": (60, 40), "c": (None, None)}
+
+
+def test_an_image_without_a_row_of_proposals_is_rejected_and_one_without_a_mask_is_void(
+    tmp_path: Path,
+) -> None:
+    pending = manifest.new_version(str(tmp_path / "proposals"), "some")
+    row = {"image_id": "bare", "file_name": "bare.jpg", "height": HEIGHT, "width": WIDTH, "masks": []}
+    table = failable_table(PROPOSALS, [row])
+    write_batch(table, output_uri=pending.uri, name="proposals", schema=PROPOSALS)
+    version = manifest.commit(pending, stage="propose", config={}, inputs={}, seconds=0, rows=1)
+    config = EvaluateConfig(
+        images_uri="unused", proposals_uri=version.uri, output_uri="unused", classifier=TOY_CLASSIFIER
+    )
+    evaluator = Evaluator(config, Vocabulary.from_names(["left", "right"]))
+    truth = {
+        "image": photo(),
+        "panoptic": encode_panoptic(IDS),
+        "segments_info": [
+            {"id": number, "category_id": category, "area": 1536, "iscrowd": False}
+            for number, category in ((5, 1), (9, 2))
+        ],
+    }
+    batch = [{"image_id": name, "file_name": f"{name}.jpg", **truth} for name in ("bare", "missing")]
+    rows = {row["image_id"]: row for row in evaluator(pa.Table.from_pylist(batch)).to_pylist()}
+    assert rows["missing"]["reason"].startswith("the proposals table has no row for this image")
+    assert rows["bare"]["segments_info"] == []
+    assert not decode_panoptic(rows["bare"]["panoptic"]).any()
+    assert (decode_panoptic(rows["bare"]["semantic"]) == 2).all()
+
+
+def test_a_damaged_image_in_a_table_is_rejected_by_propose() -> None:
+    batch = [{"image_id": "a", "file_name": "a.jpg", "image": photo()[:-700]}]
+    (row,) = Proposer("felzenszwalb", None, "cpu")(pa.Table.from_pylist(batch)).to_pylist()
+    assert row["reason"].startswith("image cannot be decoded")
