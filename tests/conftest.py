@@ -16,6 +16,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Before anything imports ray: under `uv run` it would install this project anew for every worker.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
