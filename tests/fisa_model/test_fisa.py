@@ -66,8 +66,9 @@ def test_empty_masks_are_all_the_same_and_finite(
 ) -> None:
     logits = model(images, torch.full((2, 3, 4, 4), -1.0), class_tokens).class_logits
     assert torch.isfinite(logits).all()
-    assert torch.equal(logits[:, 0], logits[:, 1])
-    assert torch.equal(logits[:, 0], logits[:, 2])
+    # Rows of one matrix product may differ in the last bit, where its blocks meet.
+    torch.testing.assert_close(logits[:, 1], logits[:, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits[:, 2], logits[:, 0], rtol=0, atol=1e-5)
 
 
 def test_no_proposals_give_no_rows(model: FISA, images: Tensor, class_tokens: ClassTokens) -> None:
