@@ -1,4 +1,4 @@
-"""Felzenszwalb's graph segmentation as a mask generator: classical, without weights, one mask for each region."""
+"""Felzenszwalb's graph segmentation as a mask generator: classical, without weights, one mask a region."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ LOGIT = 10.0
 
 
 class FelzenszwalbGenerator:
-    """Efficient Graph-Based Image Segmentation (Felzenszwalb and Huttenlocher, IJCV 2004), as in scikit-image.
+    """Efficient Graph-Based Image Segmentation (Felzenszwalb, Huttenlocher, IJCV 2004), as in scikit-image.
 
     The regions cut the image into parts that do not overlap.
 

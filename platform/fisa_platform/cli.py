@@ -69,6 +69,7 @@ def run(spec: SpecArgument, overrides: SetOption = None) -> None:
 def check(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Job specs.")],
     overrides: SetOption = None,
+    *,
     offline: Annotated[
         bool, typer.Option("--offline", help="Check the specs alone; look at no folder and no bucket.")
     ] = False,

@@ -87,7 +87,7 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray inside this process; once."""
     # Colour codes before every worker's line are noise in a log file.
     os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
-    # Under `uv run` Ray would install this project anew for every worker; they share the driver's environment.
+    # Under `uv run` Ray would install this project anew for every worker; they share our environment.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 

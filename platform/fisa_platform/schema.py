@@ -127,7 +127,7 @@ PREDICTIONS = pa.schema(
 EVALUATED = pa.schema(
     [
         *PREDICTIONS,
-        # Class indices as in a panoptic PNG, without segments; the number of classes where there was no proposal.
+        # Class indices, coded as in a panoptic PNG; the number of classes where there was no proposal.
         pa.field("semantic", pa.binary(), nullable=False),
         pa.field("true_panoptic", pa.binary(), nullable=False),
         pa.field("true_segments_info", pa.list_(SEGMENT), nullable=False),

@@ -1,4 +1,4 @@
-"""The quickstart at a reduced size: the whole chain, then nothing, then only what a changed setting touches."""
+"""The quickstart, reduced: the whole chain, then nothing, then only what a changed setting touches."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_quickstart(tmp_path: Path) -> None:
             assert 0 <= result[system][subset]["mIoU"] <= 100
     assert {"train", "propose-train", "propose-val", "shard-train", "shard-val"} <= set(result["seconds"])
     page = Path(report.file("report.html")).read_text()
-    assert "Ground truth" in page and "src=\"http" not in page
+    assert "Ground truth" in page and 'src="http' not in page
     labels = first["label"].version
     assert labels is not None
     assert len(json.loads(Path(labels.file("panoptic.json")).read_text())["annotations"]) == 2
@@ -51,4 +51,9 @@ def test_quickstart(tmp_path: Path) -> None:
     assert again["report"].message == first["report"].message
 
     changed = quickstart(tmp_path, train__config__seed=7)
-    assert [name for name, outcome in changed.items() if outcome.ran] == ["train", "evaluate-fisa", "label", "report"]
+    assert [name for name, outcome in changed.items() if outcome.ran] == [
+        "train",
+        "evaluate-fisa",
+        "label",
+        "report",
+    ]

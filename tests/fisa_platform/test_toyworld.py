@@ -18,7 +18,10 @@ def test_the_split_of_names() -> None:
 
 def test_each_part_of_an_unseen_name_is_seen_in_other_combinations() -> None:
     for part in ("pattern", "colour", "shape"):
-        values = {is_seen: {getattr(t, part) for t in toyworld.THINGS if t.is_seen is is_seen} for is_seen in (True, False)}
+        values = {
+            is_seen: {getattr(t, part) for t in toyworld.THINGS if t.is_seen is is_seen}
+            for is_seen in (True, False)
+        }
         assert values[True] == values[False]
 
 
@@ -55,7 +58,9 @@ def test_training_and_evaluation_scenes_of_one_seed_differ() -> None:
 def test_index_points_to_scenes() -> None:
     index = toyworld.index(seed=4, count=3, names="seen")
     assert [row["image_id"] for row in index.rows] == ["0", "1", "2"]
-    assert (toyworld.draw_uri(index.rows[2]["image_uri"]).image == toyworld.draw_scene(4, 2, "seen").image).all()
+    assert (
+        toyworld.draw_uri(index.rows[2]["image_uri"]).image == toyworld.draw_scene(4, 2, "seen").image
+    ).all()
 
 
 def test_single_objects_are_named_by_the_vocabulary() -> None:

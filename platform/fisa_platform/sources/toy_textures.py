@@ -1,6 +1,6 @@
 """Pixels of the toy world: textures of its stuff, outlines and patterns of its things.
 
-Every function takes a numpy Generator, so that a seed fixes the picture. Images are float32 [H, W, 3] in 0-255.
+Every function takes a numpy Generator: a seed fixes the picture. Images are float32 [H, W, 3], 0 to 255.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Rng = np.random.Generator
 
 
 def _noise(rng: Rng, size: int, sigma: tuple[float, float]) -> Array:
-    """Smooth noise [size, size] of unit standard deviation; `sigma` is the blur along rows and columns in pixels."""
+    """Noise [size, size] of unit standard deviation, blurred by `sigma` pixels along rows and columns."""
     field = gaussian_filter(rng.standard_normal((size, size), dtype=np.float32), sigma, mode="wrap")
     return np.asarray((field - field.mean()) / (field.std() + 1e-6), dtype=np.float32)
 
 
 def _tint(rng: Rng, base: tuple[int, int, int], shade: Array) -> Array:
-    """The colour `base`, jittered a little per picture, with `shade` [H, W] (grey levels) added to its channels."""
+    """The colour `base`, jittered a little per picture, with `shade` [H, W] in grey levels added to it."""
     colour = np.asarray(base, dtype=np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
     return np.asarray(colour + shade[..., None], dtype=np.float32)
 
@@ -69,7 +69,9 @@ def _water(rng: Rng, size: int) -> Array:
 def _clouds(rng: Rng, size: int) -> Array:
     puffs = np.clip(_noise(rng, size, (9, 15)), -1, 1)[..., None]
     white = np.asarray((62, 34, 10), dtype=np.float32) * (puffs + 1) / 2
-    return np.asarray(_tint(rng, (150, 192, 236), np.zeros((size, size), np.float32)) + white, dtype=np.float32)
+    return np.asarray(
+        _tint(rng, (150, 192, 236), np.zeros((size, size), np.float32)) + white, dtype=np.float32
+    )
 
 
 def _lava(rng: Rng, size: int) -> Array:
@@ -103,7 +105,7 @@ PATTERNS = ("plain", "striped", "dotted")
 
 
 def outline(rng: Rng, shape: str, diameter: float, centre: tuple[float, float], size: int) -> Array:
-    """Boolean mask [size, size] of a shape; `centre` is (row, column), `diameter` that of its circumscribed circle."""
+    """Boolean mask [size, size] of a shape; `diameter` is that of its circumscribed circle, in pixels."""
     canvas = Image.new("1", (size, size))
     draw = ImageDraw.Draw(canvas)
     row, column = centre
@@ -116,18 +118,24 @@ def outline(rng: Rng, shape: str, diameter: float, centre: tuple[float, float], 
     angles = 2 * np.pi * np.arange(corners) / corners + rng.uniform(-0.35, 0.35) - np.pi / 2
     if shape == "square":
         angles += np.pi / 4  # a square on its corner would be a diamond
-    radii = np.where(np.arange(corners) % 2, 0.45, 1.0) * radius if shape == "star" else np.full(corners, radius)
-    draw.polygon([(column + r * np.cos(a), row + r * np.sin(a)) for r, a in zip(radii, angles, strict=True)], fill=1)
+    radii = (
+        np.where(np.arange(corners) % 2, 0.45, 1.0) * radius if shape == "star" else np.full(corners, radius)
+    )
+    draw.polygon(
+        [(column + r * np.cos(a), row + r * np.sin(a)) for r, a in zip(radii, angles, strict=True)], fill=1
+    )
     return np.asarray(canvas)
 
 
 def thing_texture(rng: Rng, colour: str, pattern: str, size: int) -> Array:
-    """A picture-filling piece of one colour and pattern; the pattern is a lighter and a darker tone of the colour."""
+    """A piece of one colour and pattern, [size, size, 3]; the pattern is two tones of the colour."""
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     shade = 3 * _noise(rng, size, (1, 1))
     if pattern == "striped":
         angle, period = rng.uniform(0, np.pi), rng.uniform(9, 12)
-        wave = np.sin((rows * np.cos(angle) + columns * np.sin(angle)) * 2 * np.pi / period + rng.uniform(0, 6.28))
+        wave = np.sin(
+            (rows * np.cos(angle) + columns * np.sin(angle)) * 2 * np.pi / period + rng.uniform(0, 6.28)
+        )
         shade = shade + 34 * np.tanh(3 * wave)
     elif pattern == "dotted":
         period = rng.uniform(11, 14)

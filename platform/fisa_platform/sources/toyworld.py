@@ -1,7 +1,7 @@
-"""The toy world: seeded scenes in COCO-panoptic form, on which open-vocabulary learning can be measured in minutes.
+"""The toy world: seeded scenes with panoptic ground truth, where open-vocabulary learning shows in minutes.
 
-Stuff (grass, water, brick, ...) fills the picture, and things that combine a pattern, a colour and a shape ("striped
-red circle") lie on it. Names are split: the training scenes show seen names only, the evaluation scenes show all.
+Stuff (grass, water, brick, ...) fills the picture, and things that combine a pattern, a colour and a shape
+("striped red circle") lie on it. Names are split: training scenes show seen names, evaluation scenes all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from fisa_model.vocabulary import Category, Vocabulary
+from fisa_platform.sources.index import Index, IndexRow
 from fisa_platform.sources.toy_textures import (
     COLOURS,
     PATTERNS,
@@ -22,7 +23,6 @@ from fisa_platform.sources.toy_textures import (
     outline,
     thing_texture,
 )
-from fisa_platform.sources.index import Index, IndexRow
 
 URI_PREFIX = "toyworld://"
 
@@ -56,7 +56,7 @@ class Thing:
 
 
 def _things() -> tuple[Thing, ...]:
-    # One third is unseen, cut like a Latin square: each pattern, colour and shape is seen, some combinations are not.
+    # One third is unseen, cut like a Latin square: each pattern, colour and shape is seen in other company.
     grid = product(enumerate(PATTERNS), enumerate(COLOURS), enumerate(SHAPES))
     return tuple(Thing(p, c, s, is_seen=(i + j + k) % 3 != 0) for (i, p), (j, c), (k, s) in grid)
 
@@ -67,7 +67,7 @@ Names = Literal["seen", "all"]
 
 
 def vocabulary(names: Names) -> Vocabulary:
-    """The categories of the toy world: those of the training scenes ("seen"), or all; an id means the same in both."""
+    """The categories of the training scenes ("seen"), or all; an id means the same in both."""
     things = [(thing.name, True, thing.is_seen) for thing in THINGS]
     stuff = [(name, False, name not in UNSEEN_STUFF) for name in STUFF_TEXTURES]
     rows = enumerate(things + stuff, start=1)
@@ -96,7 +96,9 @@ def draw_scene(seed: int, index: int, names: Names) -> Scene:
     categories = vocabulary(names).categories
     stuff = [c for c in categories if not c.is_thing]
     things = [c for c in categories if c.is_thing]
-    image, ids, segments = _draw_stuff(rng, [stuff[i] for i in rng.permutation(len(stuff))[: rng.integers(1, 4)]])
+    image, ids, segments = _draw_stuff(
+        rng, [stuff[i] for i in rng.permutation(len(stuff))[: rng.integers(1, 4)]]
+    )
     for _ in range(int(rng.integers(3, 6))):
         _place_thing(rng, things[rng.integers(len(things))], image, ids, segments)
     visible, areas = np.unique(ids, return_counts=True)
@@ -104,7 +106,9 @@ def draw_scene(seed: int, index: int, names: Names) -> Scene:
     return Scene(np.clip(image, 0, 255).astype(np.uint8), ids, segments)
 
 
-def _draw_stuff(rng: np.random.Generator, kinds: list[Category]) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
+def _draw_stuff(
+    rng: np.random.Generator, kinds: list[Category]
+) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
     """Bands of stuff with wavy borders, turned by a random multiple of a quarter."""
     borders = np.linspace(0, SCENE_SIZE, len(kinds) + 1)[1:-1, None]
     waves = gaussian_filter1d(rng.standard_normal((len(kinds) - 1, SCENE_SIZE)), 20, axis=1, mode="wrap")
@@ -157,7 +161,7 @@ def _hides_too_much(mask: np.ndarray, ids: np.ndarray) -> bool:
 
 
 def draw_object(seed: int, index: int) -> tuple[np.ndarray, str]:
-    """Picture `index` [96, 96, 3] uint8 of one thing on stuff, or of stuff alone, and its name; out of all names."""
+    """Picture `index` [96, 96, 3] uint8 of one thing on stuff, or of stuff alone, and its name (of all)."""
     rng = np.random.default_rng((seed, index, 2))
     stuff = list(STUFF_TEXTURES)[rng.integers(len(STUFF_TEXTURES))]
     image = STUFF_TEXTURES[stuff](rng, OBJECT_SIZE)
