@@ -144,31 +144,36 @@ def test_a_frozen_clip_names_real_photos(chain: Chain, run: Run) -> None:
         check_prediction(row, known_ids={c["id"] for c in chain.images.manifest.vocabulary or []})
 
 
-@only_coco_panoptic
-def test_photos_are_labelled_with_words_typed_by_hand(chain: Chain, run: Run) -> None:
+def test_a_folder_of_photos_is_labelled_with_words_typed_by_hand(
+    run: Run, shared_data: Path, tmp_path: Path
+) -> None:
+    source = shared_data / "coco_panoptic" / "images"
+    images = run("shard", folder={"images_uri": str(source)}, output_uri=str(tmp_path / "images"))
+    assert images.manifest.vocabulary is None
     labels = run(
         "label",
-        images_uri=chain.images.uri,
-        output_uri=str(chain.folder / "labels"),
+        images_uri=images.uri,
+        output_uri=str(tmp_path / "labels"),
         classifier=TOY_BASELINE,
         things=["dog", "person, man, woman"],
         stuff=["wall", "floor"],
         limit=1,
         panoptic={"object_threshold": 0.0},
     )
-    (first, _) = chain.rows
+    (first, _) = TableRows(images.files("images/"), IMAGES.names)
+    assert first["panoptic"] is None
     (row,) = TableRows(labels.files("predictions/"), PREDICTIONS.names)
-    assert row["image_id"] == first["image_id"]
+    assert row["image_id"] == first["image_id"] == "000000142238"
     assert row["segments_info"]
     check_prediction(row, known_ids={1, 2, 3, 4})
     document = storage.read_json(labels.file("panoptic.json"))
     assert [c["name"] for c in document["categories"]] == ["dog", "person", "wall", "floor"]
     (annotation,) = document["annotations"]
-    assert annotation["image_id"] == int(first["image_id"])
+    assert annotation["image_id"] == first["image_id"]  # not a number: it has leading zeros
     png = storage.read_bytes(labels.file("panoptic/" + annotation["file_name"]))
     assert png == row["panoptic"]
     overlay = decode_image(storage.read_bytes(labels.files("overlays/")[0]))
-    assert overlay.shape[:2] == (first["height"], first["width"])
+    assert overlay.shape[0] * first["width"] == overlay.shape[1] * first["height"]
 
 
 def check_prediction(row: dict[str, Any], known_ids: set[int]) -> None:
