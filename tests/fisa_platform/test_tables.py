@@ -84,3 +84,11 @@ def test_rows_cross_process_borders(tmp_path: Path) -> None:
     write_parquet(uri, pa.table({"image_id": ["a"]}))
     rows = TableRows([uri], ["image_id"])
     assert rows[0] == pickle.loads(pickle.dumps(rows))[0]
+
+
+def test_tables_lie_in_buckets_too(s3_uri: str) -> None:
+    uri = f"{s3_uri}/x.parquet"
+    write_parquet(uri, pa.table({"image_id": [f"{i:02}" for i in range(40)]}))
+    parts = read_places(row_places([uri]).slice(30, 5), columns=["image_id"])
+    assert [i for part in parts for i in part["image_id"].to_pylist()] == ["30", "31", "32", "33", "34"]
+    assert TableRows([uri], ["image_id"])[39] == {"image_id": "39"}
