@@ -193,7 +193,7 @@ def _train_worker(arguments: dict[str, Any]) -> str | None:
 
 def _train(arguments: dict[str, Any]) -> None:
     import ray.train.torch
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator
 
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform.manifest import open_version
@@ -203,13 +203,13 @@ def _train(arguments: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.getLogger("fisa_platform").setLevel(logging.INFO)
     config: TrainConfig = arguments["config"]
+    world = ray.train.get_context().get_world_size()
     accelerator = Accelerator(
-        # Without this, Accelerate takes workers without a GPU for runs of their own.
-        cpu=ray.train.torch.get_device().type == "cpu",
+        # Unless told, Accelerate takes each of several workers without a GPU for a run of its own.
+        cpu=world > 1 and ray.train.torch.get_device().type == "cpu",
         mixed_precision="bf16" if config.precision == "bf16" else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    assert accelerator.num_processes == ray.train.get_context().get_world_size()
+    assert accelerator.num_processes == world
     vocabulary = Vocabulary.from_json(open_version(config.images_uri).manifest.vocabulary or [])
     state = build_state(config, vocabulary, accelerator)
     history: list[dict[str, float]] = []
