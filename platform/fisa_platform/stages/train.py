@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fisa_model.config import FISAConfig
+from fisa_platform.classifier import WEIGHTS_NAME
 from fisa_platform.compute import Compute, Workers, is_embedded
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.training.batches import BatchConfig
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_NAME = "weights.safetensors"
 METRICS_NAME = "metrics.jsonl"
 
 
