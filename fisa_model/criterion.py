@@ -6,9 +6,7 @@ from torch import Tensor
 
 from fisa_model.fisa import FISAOutput
 from fisa_model.losses import dice_loss, point_sample, sigmoid_bce, uncertain_points
-from fisa_model.matcher import HungarianMatcher, Match, Target
-
-__all__ = ["Criterion", "Target"]
+from fisa_model.matcher import Match, Target
 
 _IGNORED = -100
 
@@ -18,7 +16,6 @@ class Criterion:
 
     def __init__(
         self,
-        matcher: HungarianMatcher,
         *,
         class_weight: float = 2.0,
         mask_weight: float = 5.0,
@@ -33,7 +30,6 @@ class Criterion:
         """
         if no_object_weight < 0:
             raise ValueError(f"no_object_weight must be 0 or more, got {no_object_weight}")
-        self.matcher = matcher
         self.weights = {"loss_class": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
         self.no_object_weight = no_object_weight
         self.num_points = num_points
@@ -43,6 +39,7 @@ class Criterion:
         self,
         output: FISAOutput,
         targets: list[Target],
+        matches: list[Match],
         valid: Tensor,
         *,
         num_classes: int,
@@ -53,6 +50,7 @@ class Criterion:
         Args:
             output: of the model.
             targets: one an image.
+            matches: one an image, of the proposals in `output`.
             valid: [B, Q], False for proposals that only fill up the batch.
             num_classes: K, without void; a void column is the one after.
             num_masks: segments to divide mask losses by, the mean over ranks; of this batch where None.
@@ -61,7 +59,6 @@ class Criterion:
             `loss`, their weighted sum, with gradient; and the parts: `loss_class` and, where masks are
             trained, `loss_mask` and `loss_dice`.
         """
-        matches = self.matcher(output, targets, valid)
         if num_masks is None:
             num_masks = float(sum(len(target.labels) for target in targets))
         with torch.autocast(output.mask_logits.device.type, enabled=False):

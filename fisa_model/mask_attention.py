@@ -8,9 +8,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fisa_model.config import AdapterConfig
+from fisa_model.open_patches import open_patches
 
 PIXELS_PER_CHUNK = 32 * 1024 * 1024
 """Upsampled mask pixels held at once; 100 masks at 896 x 896 would be 320 MB an image."""
+
+HIDDEN_VALUES_PER_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 28}
+"""Hidden values of the adapter held at once: what stays in a CPU's cache, and 1 GB of a GPU."""
 
 SOFT_FLOOR = -20.0
 """Lowest soft bias: e^-20 is nothing, and no row is closed altogether."""
@@ -21,6 +25,7 @@ class DistributionAdapter(nn.Module):
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
+        self.hidden = config.hidden
         widths = [1, *[config.hidden] * (config.layers - 1), 1] if config.layers else [1]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], kernel_size=3, padding=1) for i in range(config.layers)
@@ -36,10 +41,16 @@ class DistributionAdapter(nn.Module):
         """[B, Q, h, w] -> [B, Q, h, w]."""
         if not self.convolutions or mask_logits.numel() == 0:
             return mask_logits
-        change = mask_logits.flatten(0, 1).unsqueeze(1).contiguous(memory_format=torch.channels_last)
-        for i, convolution in enumerate(self.convolutions):
-            change = convolution(F.relu_(change) if i else change)
+        masks = mask_logits.flatten(0, 1).unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        hidden = self.hidden * mask_logits.shape[-2] * mask_logits.shape[-1]
+        chunk = max(1, HIDDEN_VALUES_PER_CHUNK.get(masks.device.type, 1 << 28) // hidden)
+        change = torch.cat([self._convolve(part) for part in torch.split(masks, chunk)])
         return mask_logits + change.view_as(mask_logits)
+
+    def _convolve(self, masks: Tensor) -> Tensor:
+        for i, convolution in enumerate(self.convolutions):
+            masks = convolution(F.relu_(masks) if i else masks)
+        return masks
 
 
 def attention_bias(
@@ -63,17 +74,17 @@ def attention_bias(
     Returns:
         [B, 1, Q, 1 + P], the class token's column first.
     """
-    patches = _largest_in_patch(
-        mask_logits if kind == "soft" else mask_logits.detach(), image_size, grid_size
-    )
     if kind == "soft":
+        patches = _largest_in_patch(mask_logits, image_size, grid_size)
         bias = F.logsigmoid(patches).clamp(min=SOFT_FLOOR)
     else:
-        # sigmoid(x) >= 0.5 and x >= 0 are the same.
-        bias = torch.zeros_like(patches).masked_fill(patches < 0, -torch.inf)
+        masks = mask_logits.detach().flatten(0, 1)
+        opened = open_patches(masks, image_size=image_size, grid_size=grid_size)
+        opened = opened.view(*mask_logits.shape[:2], grid_size**2)
         if not cls_key:
             # A row of -inf only would be NaN after softmax; Mask2Former opens such rows, too.
-            bias = bias.masked_fill((bias < 0).all(dim=-1, keepdim=True), 0.0)
+            opened |= ~opened.any(dim=-1, keepdim=True)
+        bias = torch.zeros_like(opened, dtype=mask_logits.dtype).masked_fill(~opened, -torch.inf)
     cls_column = bias.new_full((*bias.shape[:-1], 1), 0.0 if cls_key else -torch.inf)
     return torch.cat([cls_column, bias], dim=-1).unsqueeze(1)
 

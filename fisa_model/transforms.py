@@ -53,10 +53,14 @@ def to_tensor(array: NDArray[Any]) -> Tensor:
 
 
 def pad_proposals(proposals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """[Q_i, h, w] of each image -> [B, Q, h, w] with the largest Q, and which of them are real, [B, Q]."""
-    most = max(len(masks) for masks in proposals)
+    """[Q_i, h, w] of each image -> [B, Q, h, w] with the largest Q, and which of them are real, [B, Q].
+
+    Q is at least 1, so that a batch without proposals takes the same way through the model as any other:
+    workers that train together wait for each other's gradients.
+    """
+    most = max(1, *(len(masks) for masks in proposals))
     padded = proposals[0].new_full((len(proposals), most, *proposals[0].shape[1:]), OUTSIDE)
-    valid = torch.zeros(len(proposals), most, dtype=torch.bool)
+    valid = torch.zeros(len(proposals), most, dtype=torch.bool, device=padded.device)
     for i, masks in enumerate(proposals):
         padded[i, : len(masks)] = masks
         valid[i, : len(masks)] = True

@@ -84,15 +84,25 @@ def test_cost_is_the_losses_written_out() -> None:
         torch.testing.assert_close(cost[q, 0], expected, atol=1e-5, rtol=1e-5)
 
 
-def criterion(**options: float | bool) -> Criterion:
-    return Criterion(HungarianMatcher(num_points=64), num_points=64, **options)  # type: ignore[arg-type]
+def losses_of(
+    output: FISAOutput,
+    targets: list[Target],
+    valid: Tensor = ALL_VALID,
+    *,
+    num_masks: float | None = None,
+    **options: float | bool,
+) -> dict[str, Tensor]:
+    """Match, then the losses, with two classes."""
+    criterion = Criterion(num_points=64, **options)  # type: ignore[arg-type]
+    matches = HungarianMatcher(num_points=64)(output, targets, valid)
+    return criterion(output, targets, matches, valid, num_classes=2, num_masks=num_masks)
 
 
 def test_only_matched_proposals_are_classified_by_default() -> None:
     classes = torch.randn(3, 3)
     output = output_for(logits_of(LEFT, RIGHT, TOP), classes)
     target = Target(torch.tensor([1]), RIGHT[None])
-    losses = criterion()(output, [target], ALL_VALID, num_classes=2)
+    losses = losses_of(output, [target])
     torch.testing.assert_close(losses["loss_class"], F.cross_entropy(classes[1:2], torch.tensor([1])))
 
 
@@ -100,7 +110,7 @@ def test_unmatched_proposals_are_void_at_their_weight() -> None:
     classes = torch.randn(3, 3)
     output = output_for(logits_of(LEFT, RIGHT, TOP), classes)
     target = Target(torch.tensor([1]), RIGHT[None])
-    losses = criterion(no_object_weight=0.1)(output, [target], ALL_VALID, num_classes=2)
+    losses = losses_of(output, [target], no_object_weight=0.1)
     expected = F.cross_entropy(classes, torch.tensor([2, 1, 2]), torch.tensor([1.0, 1.0, 0.1]))
     torch.testing.assert_close(losses["loss_class"], expected)
 
@@ -109,9 +119,7 @@ def test_padding_is_not_classified_as_void() -> None:
     classes = torch.randn(3, 3)
     output = output_for(logits_of(LEFT, RIGHT, TOP), classes)
     valid = torch.tensor([[True, True, False]])
-    losses = criterion(no_object_weight=0.1)(
-        output, [Target(torch.tensor([1]), RIGHT[None])], valid, num_classes=2
-    )
+    losses = losses_of(output, [Target(torch.tensor([1]), RIGHT[None])], valid, no_object_weight=0.1)
     expected = F.cross_entropy(classes[:2], torch.tensor([2, 1]), torch.tensor([1.0, 1.0, 0.1]))
     torch.testing.assert_close(losses["loss_class"], expected)
 
@@ -119,7 +127,7 @@ def test_padding_is_not_classified_as_void() -> None:
 def test_loss_is_two_five_five() -> None:
     output = output_for(torch.randn(3, 4, 4), torch.randn(3, 3))
     target = Target(torch.tensor([1]), RIGHT[None])
-    losses = criterion()(output, [target], ALL_VALID, num_classes=2)
+    losses = losses_of(output, [target])
     parts = 2 * losses["loss_class"] + 5 * losses["loss_mask"] + 5 * losses["loss_dice"]
     torch.testing.assert_close(losses["loss"], parts)
 
@@ -127,9 +135,7 @@ def test_loss_is_two_five_five() -> None:
 def test_mask_losses_divide_by_the_given_number_of_segments() -> None:
     output = output_for(logits_of(TOP, RIGHT, LEFT), torch.randn(3, 3))
     target = Target(torch.tensor([1]), TOP[None])
-    one, four = (
-        criterion()(output, [target], ALL_VALID, num_classes=2, num_masks=n)["loss_dice"] for n in (1.0, 4.0)
-    )
+    one, four = (losses_of(output, [target], num_masks=n)["loss_dice"] for n in (1.0, 4.0))
     assert one > 0
     torch.testing.assert_close(four, one / 4, rtol=0.2, atol=0)
 
@@ -137,7 +143,7 @@ def test_mask_losses_divide_by_the_given_number_of_segments() -> None:
 def test_mask_losses_are_left_out_where_nothing_changes_masks() -> None:
     output = output_for(torch.randn(3, 4, 4), torch.randn(3, 3))
     target = Target(torch.tensor([1]), RIGHT[None])
-    losses = criterion(mask_losses=False)(output, [target], ALL_VALID, num_classes=2)
+    losses = losses_of(output, [target], mask_losses=False)
     assert set(losses) == {"loss", "loss_class"}
 
 
@@ -145,7 +151,7 @@ def test_a_batch_without_segments_has_a_loss_of_zero_with_gradients() -> None:
     classes = torch.randn(3, 3, requires_grad=True)
     masks = torch.randn(3, 4, 4, requires_grad=True)
     target = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4, 4, dtype=torch.bool))
-    loss = criterion()(output_for(masks, classes), [target], ALL_VALID, num_classes=2)["loss"]
+    loss = losses_of(output_for(masks, classes), [target])["loss"]
     loss.backward()
     assert loss.item() == 0.0
     assert classes.grad is not None
@@ -158,22 +164,20 @@ def test_images_of_a_batch_may_differ_in_segments_and_resolution() -> None:
         Target(torch.tensor([1]), RIGHT[None]),
         Target(torch.tensor([0, 1]), torch.rand(2, 9, 9) > 0.5),
     ]
-    losses = criterion()(output, targets, ALL_VALID.expand(2, 3), num_classes=2)
+    losses = losses_of(output, targets, ALL_VALID.expand(2, 3))
     assert torch.isfinite(losses["loss"])
 
 
 def test_nan_logits_are_named() -> None:
     output = output_for(torch.randn(3, 4, 4), torch.full((3, 3), torch.nan))
     with pytest.raises(ValueError, match="logits of the model are NaN or infinite"):
-        criterion()(output, [Target(torch.tensor([1]), RIGHT[None])], ALL_VALID, num_classes=2)
+        losses_of(output, [Target(torch.tensor([1]), RIGHT[None])])
 
 
 def test_void_without_its_row_is_refused() -> None:
     output = output_for(torch.randn(3, 4, 4), torch.randn(3, 2))
     with pytest.raises(ValueError, match="class tokens have no void row"):
-        criterion(no_object_weight=0.1)(
-            output, [Target(torch.tensor([1]), RIGHT[None])], ALL_VALID, num_classes=2
-        )
+        losses_of(output, [Target(torch.tensor([1]), RIGHT[None])], no_object_weight=0.1)
 
 
 def test_a_mask_for_every_label() -> None:

@@ -46,11 +46,17 @@ def test_equals_the_threshold_on_probabilities() -> None:
     assert torch.equal(attention_bias(logits, image_size=8, grid_size=2)[:, 0, :, 1:] == 0, expected)
 
 
-def test_chunks_do_not_change_the_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_neither_the_soft_bias_nor_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(2, 5, 3, 3)
-    whole = attention_bias(logits, image_size=8, grid_size=4)
+    adapter = DistributionAdapter(AdapterConfig())
+    with torch.no_grad():
+        adapter.convolutions[-1].weight.normal_()
+    bias = attention_bias(logits, image_size=8, grid_size=4, kind="soft")
+    adapted = adapter(logits)
     monkeypatch.setattr(mask_attention, "PIXELS_PER_CHUNK", 3 * 64)
-    assert torch.equal(attention_bias(logits, image_size=8, grid_size=4), whole)
+    monkeypatch.setattr(mask_attention, "HIDDEN_VALUES_PER_CHUNK", {"cpu": 3 * 16 * 9})
+    assert torch.equal(attention_bias(logits, image_size=8, grid_size=4, kind="soft"), bias)
+    torch.testing.assert_close(adapter(logits), adapted)
 
 
 def test_hard_bias_has_no_gradient_and_soft_bias_has() -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fisa_model.config import AdapterConfig, FISAConfig, fisa_vit_l14_336
-from fisa_model.criterion import Criterion, Target
+from fisa_model.criterion import Criterion
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_attention import DistributionAdapter
-from fisa_model.matcher import HungarianMatcher
+from fisa_model.matcher import HungarianMatcher, Target
+from fisa_model.objective import FISAObjective, TrainingBatch
 from fisa_model.seve import SEVE
 from fisa_model.simo import count_trainable, freeze, parameter_groups, trainable_parameters
 from fisa_model.text_encoder import ClassTokens
@@ -77,9 +78,11 @@ def targets() -> list[Target]:
 def loss_of(
     model: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens, targets: list[Target]
 ) -> dict[str, Tensor]:
-    criterion = Criterion(HungarianMatcher(num_points=32), num_points=32)
-    output = model(images, proposals, class_tokens)
-    return criterion(output, targets, torch.ones(2, 5, dtype=torch.bool), num_classes=4)
+    objective = FISAObjective(model, HungarianMatcher(num_points=32), Criterion(num_points=32), class_tokens)
+    losses: dict[str, Tensor] = objective(
+        TrainingBatch(images, proposals, torch.ones(2, 5, dtype=torch.bool), targets)
+    )
+    return losses
 
 
 def total_gradient(parameters: Any) -> float:

@@ -5,6 +5,7 @@ It makes the CLIP that ships with `fisa_model`, which the quickstart adapts as a
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,8 @@ def _pretrain(config: PretrainConfig, output_uri: str) -> float:
     from fisa_platform.training.loop import LoopConfig, TrainingState, log_progress, train
     from fisa_platform.training.optim import build_optimizer, build_schedule
 
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("fisa_platform").setLevel(logging.INFO)
     torch.manual_seed(config.seed)
     torch.set_num_threads(max(torch.get_num_threads(), 2))
     with tempfile.TemporaryDirectory() as scratch:

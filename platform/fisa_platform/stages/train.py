@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from fisa_model.fisa import FISA
+    from fisa_model.objective import FISAObjective, TrainingBatch
     from fisa_model.vocabulary import Vocabulary
-    from fisa_platform.training.batches import TrainingBatch, TrainingExamples
+    from fisa_platform.training.batches import TrainingExamples
     from fisa_platform.training.loop import LoopConfig, TrainingState
-    from fisa_platform.training.objective import FISAObjective
 
 logger = logging.getLogger(__name__)
 
@@ -260,18 +260,18 @@ def build_state(
     from fisa_model.criterion import Criterion
     from fisa_model.fisa import build_fisa
     from fisa_model.matcher import HungarianMatcher
+    from fisa_model.objective import FISAObjective
     from fisa_model.simo import parameter_groups
     from fisa_model.vocabulary import get_templates
     from fisa_platform.training.loop import TrainingState
-    from fisa_platform.training.objective import FISAObjective
     from fisa_platform.training.optim import build_optimizer, build_schedule
 
     device = accelerator.device
     torch.manual_seed(config.seed)
     model, text_encoder = build_fisa(config.model)
     class_tokens = text_encoder.encode(vocabulary, get_templates(config.templates), config.void).to(device)
+    matcher = HungarianMatcher(num_points=config.loss.points)
     criterion = Criterion(
-        HungarianMatcher(num_points=config.loss.points),
         no_object_weight=config.loss.no_object_weight,
         num_points=config.loss.points,
         mask_losses=config.model.trains_masks,
@@ -285,7 +285,7 @@ def build_state(
     optimizer = build_optimizer([dict(group) for group in groups])
     schedule = build_schedule(optimizer, config.schedule, config.iterations)
     mean = partial(_mean_over_ranks, accelerator)
-    objective = FISAObjective(model, criterion, class_tokens, mean_over_ranks=mean)
+    objective = FISAObjective(model, matcher, criterion, class_tokens, mean_over_ranks=mean)
     return TrainingState(objective, optimizer, schedule)
 
 

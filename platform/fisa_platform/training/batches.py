@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
     from torch.utils.data import DataLoader
 
     from fisa_model.matcher import Target
+    from fisa_model.objective import TrainingBatch
     from fisa_model.transforms import Jitter, TrainingSample
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform.rows import ProposalRows, TableRows
@@ -49,29 +48,6 @@ class BatchConfig:
             raise ValueError(
                 f"jitter_scale must be a range of positive numbers, got {list(self.jitter_scale)}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingBatch:
-    """Examples of one step on one rank."""
-
-    images: Tensor
-    """[B, 3, S, S], CLIP-normalised."""
-
-    proposals: Tensor
-    """[B, Q, h, w] mask logits; filled up to the largest Q."""
-
-    valid: Tensor
-    """[B, Q], False where `proposals` is only filled up."""
-
-    targets: list[Target]
-
-    def to(self, device: torch.device | str, **_: object) -> TrainingBatch:
-        """The batch on a device."""
-        targets = [target.to(device) for target in self.targets]
-        return TrainingBatch(
-            self.images.to(device), self.proposals.to(device), self.valid.to(device), targets
-        )
 
 
 class TrainingExamples:
@@ -123,22 +99,13 @@ def read_target(row: dict[str, Any], vocabulary: Vocabulary) -> Target:
     return Target(torch.tensor(labels, dtype=torch.long), torch.from_numpy(masks))
 
 
-def collate(samples: Sequence[TrainingSample]) -> TrainingBatch:
-    """Stack samples; proposals are filled up to the largest number."""
-    import torch
-
-    from fisa_model.transforms import pad_proposals
-
-    proposals, valid = pad_proposals([sample.proposals for sample in samples])
-    images = torch.stack([sample.image for sample in samples])
-    return TrainingBatch(images, proposals, valid, [sample.target for sample in samples])
-
-
 def load_batches(
     examples: TrainingExamples, micro_batches: Sequence[list[Sample]], loader_processes: int
 ) -> DataLoader[TrainingBatch]:
     """The batches of one rank, decoded ahead by other processes where asked."""
     from torch.utils.data import DataLoader
+
+    from fisa_model.objective import collate
 
     return DataLoader(
         examples,  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from fisa_model.objective import FISAObjective
 from fisa_model.predictor import FISAPredictor
 from fisa_platform import manifest
 from fisa_platform.compute import Workers
@@ -36,7 +37,6 @@ from fisa_platform.tables import write_batch
 from fisa_platform.training.batches import BatchConfig
 from fisa_platform.training.checkpoint import load_checkpoint, save_checkpoint
 from fisa_platform.training.loop import TrainingState, train
-from fisa_platform.training.objective import FISAObjective
 
 Run = Callable[..., Version]
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from fisa_model.objective import collate
 from fisa_model.transforms import Jitter
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_platform import manifest
@@ -18,7 +19,7 @@ from fisa_platform.panoptic_png import encode_panoptic
 from fisa_platform.rows import ProposalRows, TableRows
 from fisa_platform.schema import IMAGES, PROPOSALS
 from fisa_platform.tables import failable_table, write_batch
-from fisa_platform.training.batches import TrainingExamples, collate, load_batches, read_target
+from fisa_platform.training.batches import TrainingExamples, load_batches, read_target
 from fisa_platform.training.sampler import Sample, Sampler
 
 SIDE = 64

@@ -1,0 +1,97 @@
+"""What training minimises: the criterion on the proposals that answer for a segment."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fisa_model.criterion import Criterion
+from fisa_model.fisa import FISA
+from fisa_model.matcher import HungarianMatcher, Match, Target
+from fisa_model.text_encoder import ClassTokens
+from fisa_model.transforms import TrainingSample, pad_proposals
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """Examples of one step on one rank."""
+
+    images: Tensor
+    """[B, 3, S, S], CLIP-normalised."""
+
+    proposals: Tensor
+    """[B, Q, h, w] mask logits; filled up to the largest Q."""
+
+    valid: Tensor
+    """[B, Q], False where `proposals` is only filled up."""
+
+    targets: list[Target]
+
+    def to(self, device: torch.device | str, **_: object) -> "TrainingBatch":
+        """The batch on a device."""
+        targets = [target.to(device) for target in self.targets]
+        return TrainingBatch(
+            self.images.to(device), self.proposals.to(device), self.valid.to(device), targets
+        )
+
+
+def collate(samples: Sequence[TrainingSample]) -> TrainingBatch:
+    """Stack samples; proposals are filled up to the largest number."""
+    proposals, valid = pad_proposals([sample.proposals for sample in samples])
+    images = torch.stack([sample.image for sample in samples])
+    return TrainingBatch(images, proposals, valid, [sample.target for sample in samples])
+
+
+class FISAObjective(nn.Module):
+    """The mask classifier with its matcher and its criterion, over one vocabulary.
+
+    `mean_over_ranks` averages a number that each rank brings, so that all divide mask losses by the same.
+    """
+
+    def __init__(
+        self,
+        model: FISA,
+        matcher: HungarianMatcher,
+        criterion: Criterion,
+        class_tokens: ClassTokens,
+        *,
+        mean_over_ranks: Callable[[float], float] = float,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.matcher = matcher
+        self.criterion = criterion
+        self.class_tokens = class_tokens
+        self.mean_over_ranks = mean_over_ranks
+
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """The losses of a batch; see `Criterion`."""
+        features = self.model.encode_images(batch.images)
+        proposals, valid = batch.proposals, batch.valid
+        all_learn = self.criterion.no_object_weight > 0
+        with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
+            output = self.model.classify(features, proposals, self.class_tokens)
+        matches = self.matcher(output, batch.targets, valid)
+        if not all_learn:
+            # An unmatched proposal has no loss, and mask tokens do not see one another. So of a hundred
+            # proposals only the few that are matched are run again, with gradients.
+            proposals, valid, matches = keep_matched(proposals, matches)
+            output = self.model.classify(features, proposals, self.class_tokens)
+        num_masks = self.mean_over_ranks(sum(len(target.labels) for target in batch.targets))
+        return self.criterion(
+            output,
+            batch.targets,
+            matches,
+            valid,
+            num_classes=self.class_tokens.num_classes,
+            num_masks=num_masks,
+        )
+
+
+def keep_matched(proposals: Tensor, matches: Sequence[Match]) -> tuple[Tensor, Tensor, list[Match]]:
+    """Of proposals [B, Q, h, w] those that are matched, which of them are real, and their matches."""
+    kept = [masks[match.proposals] for masks, match in zip(proposals, matches, strict=True)]
+    padded, valid = pad_proposals(kept)
+    places = torch.arange(padded.shape[1], device=padded.device)
+    return padded, valid, [Match(places[: len(match.segments)], match.segments) for match in matches]

@@ -1,0 +1,104 @@
+"""A training step: what it leaves out changes no gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fisa_model.criterion import Criterion
+from fisa_model.fisa import FISA
+from fisa_model.matcher import HungarianMatcher, Match, Target
+from fisa_model.objective import FISAObjective, TrainingBatch, keep_matched
+from fisa_model.simo import trainable_parameters
+from fisa_model.text_encoder import ClassTokens
+
+
+class FixedPoints(HungarianMatcher):
+    """Matches the same whatever was drawn before."""
+
+    def __call__(self, output, targets, valid):  # type: ignore[no-untyped-def]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return super().__call__(output, targets, valid)
+
+
+def batch_of(images: Tensor, proposals: Tensor, counts: tuple[int, int] = (2, 3)) -> TrainingBatch:
+    """Segments that are the first proposals of each image, in other classes."""
+    targets = [
+        Target(torch.arange(n) % 4, masks[:n] + 0.3 >= 0) for n, masks in zip(counts, proposals, strict=True)
+    ]
+    return TrainingBatch(images, proposals, torch.ones(2, proposals.shape[1], dtype=torch.bool), targets)
+
+
+@pytest.fixture
+def trained(model: FISA) -> FISA:
+    """Somewhere on the way, where every trained tensor has a gradient."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def objective_of(model: FISA, class_tokens: ClassTokens) -> FISAObjective:
+    criterion = Criterion(num_points=64, mask_losses=True)
+    return FISAObjective(model, FixedPoints(num_points=64), criterion, class_tokens)
+
+
+@pytest.mark.parametrize("bias", ["hard", "soft"])
+def test_gradients_are_those_of_all_proposals(
+    trained: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens, bias: str
+) -> None:
+    trained.bias = bias  # type: ignore[assignment]
+    objective = objective_of(trained, class_tokens)
+    batch = batch_of(images, proposals)
+    torch.manual_seed(7)
+    objective(batch)["loss"].backward()
+    found = {name: p.grad for name, p in trained.named_parameters() if p.requires_grad}
+    assert all(gradient is not None and gradient.any() for gradient in found.values())
+
+    trained.zero_grad()
+    output = trained(images, proposals, class_tokens)
+    matches = objective.matcher(output, batch.targets, batch.valid)
+    torch.manual_seed(7)
+    objective.criterion(output, batch.targets, matches, batch.valid, num_classes=4)["loss"].backward()
+    for name, parameter in trained.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_batch_without_segments_reaches_every_trained_tensor(
+    trained: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens
+) -> None:
+    """DistributedDataParallel waits for the gradient of each of them."""
+    loss = objective_of(trained, class_tokens)(batch_of(images, proposals, (0, 0)))["loss"]
+    loss.backward()
+    assert loss.item() == 0.0
+    for parameter in trainable_parameters(trained):
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_a_batch_without_proposals_reaches_every_trained_tensor(
+    trained: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens
+) -> None:
+    empty = TrainingBatch(
+        images,
+        proposals[:, :0],
+        torch.ones(2, 0, dtype=torch.bool),
+        batch_of(images, proposals).targets,
+    )
+    objective_of(trained, class_tokens)(empty)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in trainable_parameters(trained))
+
+
+def test_matched_proposals_move_to_the_front() -> None:
+    proposals = torch.arange(8.0).view(2, 4, 1, 1)
+    matches = [
+        Match(torch.tensor([3, 1]), torch.tensor([0, 1])),
+        Match(torch.tensor([2]), torch.tensor([0])),
+    ]
+    kept, valid, renumbered = keep_matched(proposals, matches)
+    assert kept[0].flatten().tolist() == [3.0, 1.0]
+    assert kept[1, 0].item() == 6.0
+    assert valid.tolist() == [[True, True], [True, False]]
+    assert [match.proposals.tolist() for match in renumbered] == [[0, 1], [0]]
