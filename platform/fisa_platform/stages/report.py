@@ -85,17 +85,16 @@ def make_result(versions: Mapping[str, Version]) -> dict[str, Any]:
     """Scores of both systems by subset, and the seconds of every stage that led to them."""
     from fisa_platform.manifest import find_version
 
+    trained_on = {source.uri for source in versions["train"].manifest.inputs.values()}
     seconds: dict[str, float] = {}
-    for name, version in versions.items():
-        stage = version.manifest.stage
-        label = stage if name not in ("baseline", "fisa") else f"{stage}-{name}"
-        seconds[label] = version.manifest.seconds
-        for source in version.manifest.inputs.values():
+    for name in ("train", "baseline", "fisa"):
+        manifest = versions[name].manifest
+        seconds[manifest.stage if name == "train" else f"{manifest.stage}-{name}"] = manifest.seconds
+        for source in manifest.inputs.values():
             made = find_version(source.uri)
             if made is not None and made.manifest.stage in ("shard", "propose"):
-                split = "train" if name == "train" else "val"
+                split = "train" if source.uri in trained_on else "val"
                 seconds[f"{made.manifest.stage}-{split}"] = made.manifest.seconds
-    seconds.pop("shard", None)
     scores = {name: versions[name].manifest.extra["scores"] for name in ("baseline", "fisa")}
     return {**scores, "seconds": dict(sorted(seconds.items()))}
 
