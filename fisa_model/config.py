@@ -45,8 +45,11 @@ class SEVEConfig:
     init: Literal["zero", "random"] = "zero"
     """`zero` starts the value projection at zero, so that an untrained model is the frozen baseline."""
 
-    share: Literal["all", "per_layer"] = "all"
-    """One set of projections for all layers, or one for each."""
+    groups: int = 1
+    """Sets of projections; consecutive layers share one: 1 is one for all layers, 24 one for each of 24."""
+
+    first_layers: int | None = None
+    """SEVE acts in this many layers, the first ones; none means in all of them."""
 
     token_norm: bool = True
     """Normalise class tokens before SEVE, without parameters: unit rows are too small to be told apart."""
@@ -54,6 +57,13 @@ class SEVEConfig:
     def __post_init__(self) -> None:
         if self.heads < 1:
             raise ValueError(f"heads must be at least 1, got {self.heads}")
+        if self.groups < 1:
+            raise ValueError(f"groups must be at least 1, got {self.groups}")
+        if self.first_layers is not None and self.first_layers < self.groups:
+            raise ValueError(
+                f"first_layers must be at least groups ({self.groups}), got {self.first_layers}; "
+                "a set of projections without a layer would never learn"
+            )
         if self.query_width < 1 or self.query_width % self.heads:
             raise ValueError(
                 f"query_width must be a positive multiple of heads ({self.heads}), got {self.query_width}"
@@ -92,8 +102,12 @@ class FISAConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """How proposals are changed before they steer attention."""
 
-    trained: Literal["simo", "seve_only", "full", "none"] = "simo"
-    """What learns: SEVE, adapter and queries; SEVE and adapter; all of these and the image tower; nothing."""
+    trained: Literal["simo", "seve_only", "full", "lora", "none"] = "simo"
+    """What learns beside SEVE and the adapter: CLIP's query projections (`simo`), nothing (`seve_only`), its
+    whole image tower (`full`), or LoRA on its attention (`lora`). With `none` nothing learns at all."""
+
+    lora_rank: int = 64
+    """Rank of LoRA's matrices, where `trained` is `lora`."""
 
     query_projection: Literal["mask_only", "shared"] = "mask_only"
     """Who uses the trained query projections: mask tokens alone, or image tokens too."""
@@ -107,6 +121,13 @@ class FISAConfig:
         if self.trained == "seve_only" and not self.seve.enabled:
             raise ValueError("trained is 'seve_only' but seve.enabled is false; enable SEVE or train 'simo'")
 
+        if self.trained == "lora" and self.query_projection != "shared":
+            raise ValueError(
+                f"trained is 'lora', which adapts the projections of image and mask tokens alike, but "
+                f"query_projection is {self.query_projection!r}; set query_projection to 'shared'"
+            )
+        if self.lora_rank < 1:
+            raise ValueError(f"lora_rank must be at least 1, got {self.lora_rank}")
         if self.trained == "none" and self.seve.enabled and self.seve.init == "random":
             raise ValueError(
                 "trained is 'none' but seve.init is 'random'; SEVE must learn, start at zero or be off"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fisa_model.config import FISAConfig
+from fisa_model.image_tower import ImageTower
+from fisa_model.lora import add_lora
 from fisa_model.mask_attention import DistributionAdapter, attention_bias
 from fisa_model.seve import SEVE
 from fisa_model.simo import freeze
@@ -119,9 +121,13 @@ def class_logits(embeddings: Tensor, class_tokens: ClassTokens, logit_scale: flo
 def build_fisa(config: FISAConfig) -> tuple[FISA, TextEncoder]:
     """Loads the CLIP and puts FISA on its image tower, frozen but for what `config.trained` names."""
     clip = load_clip(config.clip)
-    visual_encoder = MaskTokenEncoder.from_clip(
-        clip.model.visual, image_size=config.image_size, query_projection=config.query_projection
+    visual_encoder = MaskTokenEncoder(
+        ImageTower.read(clip.model.visual),
+        image_size=config.image_size,
+        query_projection=config.query_projection,
     )
+    if config.trained == "lora":
+        add_lora(visual_encoder, config.lora_rank)
     seve = SEVE(
         config.seve,
         width=visual_encoder.width,

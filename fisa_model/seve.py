@@ -46,18 +46,23 @@ class SemanticExtraction(nn.Module):
 
 
 class SEVE(nn.Module):
-    """Semantic extraction in front of every layer's query projection."""
+    """Semantic extraction in front of a layer's query projection, by default of every layer's."""
 
     def __init__(self, config: SEVEConfig, *, width: int, text_width: int, layers: int) -> None:
         super().__init__()
         self.residual = config.residual
         self.token_norm = config.token_norm
-        self.layers = layers
+        self.layers = layers if config.first_layers is None else config.first_layers
+        if not config.groups <= self.layers <= layers:
+            raise ValueError(
+                f"seve.groups ({config.groups}) and seve.first_layers ({config.first_layers}) must be at "
+                f"most the encoder's {layers} layers"
+            )
         self.extractions = nn.ModuleList(
             SemanticExtraction(
                 width=width, text_width=text_width, query_width=config.query_width, heads=config.heads
             )
-            for _ in range(1 if config.share == "all" else layers)
+            for _ in range(config.groups)
         )
         self._initialise(config.init)
 
@@ -80,21 +85,27 @@ class SEVE(nn.Module):
             class_tokens = F.layer_norm(class_tokens, class_tokens.shape[-1:])
         extractions = self._extractions()
         classes = [extraction.encode_classes(class_tokens) for extraction in extractions]
-        repeats = self.layers // len(extractions)
-        return SemanticGuide(extractions * repeats, classes * repeats, self.residual)
+        groups = [layer * len(extractions) // self.layers for layer in range(self.layers)]
+        return SemanticGuide(
+            [extractions[group] for group in groups], [classes[group] for group in groups], self.residual
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SemanticGuide:
-    """SEVE of every layer, bound to the class tokens of one vocabulary."""
+    """SEVE of the layers that have it, bound to the class tokens of one vocabulary."""
 
     extractions: list[SemanticExtraction]
+    """One a layer, from the first layer on."""
+
     classes: list[ClassKeys]
     residual: Literal["query", "replace", "stream"]
 
     def __call__(self, layer: int, tokens: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Tokens [B, Q, C] -> the tokens to go on with, and the input of their query projection."""
         normed = norm(tokens)
+        if layer >= len(self.extractions):
+            return tokens, normed
         answer: Tensor = self.extractions[layer](normed, self.classes[layer])
         if self.residual == "replace":
             return tokens, answer

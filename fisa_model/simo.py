@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from torch import nn
 
+from fisa_model.lora import LowRank
+
 if TYPE_CHECKING:
     from fisa_model.fisa import FISA
 
@@ -17,23 +19,29 @@ class ParameterGroup(TypedDict):
     weight_decay: float
 
 
-def freeze(model: "FISA", trained: Literal["simo", "seve_only", "full", "none"]) -> None:
-    """Lets exactly the named part learn."""
+def freeze(model: "FISA", trained: Literal["simo", "seve_only", "full", "lora", "none"]) -> None:
+    """Lets exactly the named part learn; see `FISAConfig.trained`."""
     model.requires_grad_(trained == "full")
-    if trained in ("simo", "seve_only"):
-        for parameter in _added(model):
+    parts = _parts(model)
+    learning = {
+        "simo": ("seve", "adapter", "query_projections"),
+        "seve_only": ("seve", "adapter"),
+        "full": tuple(parts),
+        "lora": ("seve", "adapter", "lora"),
+        "none": (),
+    }
+    for part in learning[trained]:
+        for parameter in parts[part]:
             parameter.requires_grad = True
-    if trained == "simo":
-        model.visual_encoder.query_projections.requires_grad_(requires_grad=True)
 
 
 def trainable_parameters(model: "FISA") -> list[nn.Parameter]:
-    return [parameter for parameters in _parts(model).values() for parameter in parameters]
+    return [parameter for parameters in _learning(model).values() for parameter in parameters]
 
 
 def count_trainable(model: "FISA") -> dict[str, int]:
     """Numbers that learn, by part; the paper's 26 M are the sum for ViT-L/14-336."""
-    return {part: sum(p.numel() for p in parameters) for part, parameters in _parts(model).items()}
+    return {part: sum(p.numel() for p in parameters) for part, parameters in _learning(model).items()}
 
 
 def parameter_groups(
@@ -41,8 +49,8 @@ def parameter_groups(
 ) -> list[ParameterGroup]:
     """New parts at the full rate, CLIP's own at `query_scale` of it; decay on everything, biases too."""
     groups: list[ParameterGroup] = []
-    for part, parameters in _parts(model).items():
-        scale = 1.0 if part in ("seve", "adapter") else query_scale
+    for part, parameters in _learning(model).items():
+        scale = query_scale if part in ("query_projections", "image_tower") else 1.0
         if parameters:
             groups.append(
                 {
@@ -55,19 +63,23 @@ def parameter_groups(
     return groups
 
 
+def _learning(model: "FISA") -> dict[str, list[nn.Parameter]]:
+    return {part: [p for p in parameters if p.requires_grad] for part, parameters in _parts(model).items()}
+
+
 def _parts(model: "FISA") -> dict[str, list[nn.Parameter]]:
-    """Everything that learns, each parameter in one part."""
+    """All parameters, each in one part."""
     encoder = model.visual_encoder
+    low_rank = [module for module in encoder.modules() if isinstance(module, LowRank)]
     parts: dict[str, list[nn.Parameter]] = {
+        "lora": [parameter for module in low_rank for parameter in module.parameters()],
         "query_projections": list(encoder.query_projections.parameters()),
         "seve": [] if model.seve is None else list(model.seve.parameters()),
         "adapter": list(model.adapter.parameters()),
+        "image_tower": list(encoder.parameters()),
     }
-    named = {id(p) for parameters in parts.values() for p in parameters}
-    parts["image_tower"] = [p for p in encoder.parameters() if id(p) not in named]
-    return {part: [p for p in parameters if p.requires_grad] for part, parameters in parts.items()}
-
-
-def _added(model: "FISA") -> list[nn.Parameter]:
-    seve = [] if model.seve is None else list(model.seve.parameters())
-    return [*seve, *model.adapter.parameters()]
+    taken: set[int] = set()
+    for part, parameters in parts.items():
+        parts[part] = [parameter for parameter in parameters if id(parameter) not in taken]
+        taken |= {id(parameter) for parameter in parameters}
+    return parts

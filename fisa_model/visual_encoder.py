@@ -8,13 +8,14 @@ an image serves any number of mask sets and vocabularies.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Callable[[Tensor], Tensor]
+from fisa_model.image_tower import Activation, ImageTower
+
 LayerNorm = Callable[[Tensor], Tensor]
 
 
@@ -50,15 +51,12 @@ class ImageBlock(nn.Module):
         self.activation = activation
         self.in_proj_weight = weights["attn.in_proj_weight"]
         self.in_proj_bias = weights["attn.in_proj_bias"]
+        self.width = self.in_proj_weight.shape[1]
         self.out_proj = _linear(weights, "attn.out_proj")
         self.ln_1 = _layer_norm(weights, "ln_1", eps)
         self.ln_2 = _layer_norm(weights, "ln_2", eps)
         self.c_fc = _linear(weights, "mlp.c_fc")
         self.c_proj = _linear(weights, "mlp.c_proj")
-
-    @property
-    def width(self) -> int:
-        return self.in_proj_weight.shape[1]
 
     def queries(self, tokens: Tensor) -> Tensor:
         """CLIP's own query projection, [B, N, C] -> [B, N, C]."""
@@ -92,55 +90,40 @@ class MaskTokenEncoder(nn.Module):
 
     def __init__(
         self,
-        weights: Mapping[str, nn.Parameter],
-        blocks: list[ImageBlock],
+        tower: ImageTower,
         *,
         image_size: int,
         query_projection: Literal["mask_only", "shared"] = "mask_only",
     ) -> None:
+        """Shares the weights of the tower; only position embedding and query projections are copied."""
         super().__init__()
+        if image_size % tower.patch_size:
+            below = image_size // tower.patch_size * tower.patch_size
+            raise ValueError(
+                f"image_size must be a multiple of the CLIP's patch size {tower.patch_size}, "
+                f"got {image_size}; the nearest are {below} and {below + tower.patch_size}"
+            )
         self.image_size = image_size
         self.query_projection = query_projection
+        weights = tower.weights
         self.conv1_weight = weights["conv1.weight"]
+        self.conv1_bias = weights.get("conv1.bias")
         self.class_embedding = weights["class_embedding"]
         self.positional_embedding = nn.Parameter(
             resize_position_embedding(weights["positional_embedding"].detach(), self.grid_size),
             requires_grad=False,
         )
-        self.ln_pre = _layer_norm(weights, "ln_pre", blocks[0].ln_1.eps)
+        has_ln_pre = "ln_pre.weight" in weights
+        self.ln_pre = _layer_norm(weights, "ln_pre", tower.eps) if has_ln_pre else nn.Identity()
+        blocks = [
+            ImageBlock(block, heads=tower.heads, activation=tower.activation, eps=tower.eps)
+            for block in tower.blocks
+        ]
         self.blocks = nn.ModuleList(blocks)
         self.query_projections = nn.ModuleList(_copy_of_queries(block) for block in blocks)
-        self.ln_post = _layer_norm(weights, "ln_post", blocks[0].ln_1.eps)
+        self.ln_post = _layer_norm(weights, "ln_post", tower.eps)
         self.proj = weights["proj"]
-
-    @classmethod
-    def from_clip(
-        cls,
-        visual: nn.Module,
-        *,
-        image_size: int,
-        query_projection: Literal["mask_only", "shared"] = "mask_only",
-    ) -> "MaskTokenEncoder":
-        """Shares the weights of an open_clip image tower; only position embedding and queries are copied."""
-        weights = dict(visual.named_parameters())
-        tower = _Tower.of(visual, weights)
-        patch_size = weights["conv1.weight"].shape[-1]
-        if image_size % patch_size:
-            raise ValueError(
-                f"image_size must be a multiple of the CLIP's patch size {patch_size}, got {image_size}; "
-                f"the nearest are {image_size // patch_size * patch_size} and "
-                f"{(image_size // patch_size + 1) * patch_size}"
-            )
-        blocks = [
-            ImageBlock(
-                _below(weights, f"transformer.resblocks.{layer}."),
-                heads=tower.heads,
-                activation=tower.activation,
-                eps=tower.eps,
-            )
-            for layer in range(tower.layers)
-        ]
-        return cls(weights, blocks, image_size=image_size, query_projection=query_projection)
+        self.proj_bias = weights.get("proj_bias")
 
     @property
     def patch_size(self) -> int:
@@ -163,13 +146,9 @@ class MaskTokenEncoder(nn.Module):
     @property
     def trains_images(self) -> bool:
         """Whether anything in the path of image tokens learns; otherwise that path runs without gradients."""
-        parts: list[nn.Parameter] = [self.conv1_weight, self.class_embedding, self.positional_embedding]
-        modules: list[nn.Module] = [self.ln_pre, self.blocks]
-        if self.query_projection == "shared":
-            modules.append(self.query_projections)
-        return any(p.requires_grad for p in parts) or any(
-            p.requires_grad for module in modules for p in module.parameters()
-        )
+        of_masks = ("query_projections.",) if self.query_projection == "mask_only" else ()
+        after = ("ln_post.", "proj", *of_masks)
+        return any(p.requires_grad for name, p in self.named_parameters() if not name.startswith(after))
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """[B, 3, S, S], CLIP-normalised -> keys and values of every layer."""
@@ -185,7 +164,8 @@ class MaskTokenEncoder(nn.Module):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] -> tokens before the first layer, [B, 1 + P, C], the class token first."""
-        patches = F.conv2d(images, self.conv1_weight, stride=self.patch_size).flatten(2).transpose(1, 2)
+        patches = F.conv2d(images, self.conv1_weight, self.conv1_bias, stride=self.patch_size)
+        patches = patches.flatten(2).transpose(1, 2)
         cls_tokens = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
         tokens = torch.cat([cls_tokens, patches], dim=1) + self.positional_embedding
         embedded: Tensor = self.ln_pre(tokens)
@@ -223,7 +203,11 @@ class MaskTokenEncoder(nn.Module):
             else:
                 tokens, query_input = guide(layer, tokens, block.ln_1)
             tokens = block.finish(tokens, projection(query_input), keys, values, bias.to(keys.dtype))
-        return F.normalize((self.ln_post(tokens) @ self.proj).float(), dim=-1)
+        return F.normalize(self._project(tokens).float(), dim=-1)
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        projected: Tensor = self.ln_post(tokens) @ self.proj
+        return projected if self.proj_bias is None else projected + self.proj_bias
 
 
 def resize_position_embedding(embedding: Tensor, grid_size: int) -> Tensor:
@@ -241,69 +225,6 @@ def resize_position_embedding(embedding: Tensor, grid_size: int) -> Tensor:
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """[B, N, C] -> [B, heads, N, C / heads]."""
     return tokens.view(*tokens.shape[:-1], heads, tokens.shape[-1] // heads).transpose(1, 2)
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-@dataclass(frozen=True, slots=True)
-class _Tower:
-    """What the names and shapes of an image tower's weights do not say."""
-
-    layers: int
-    heads: int
-    activation: Activation
-    eps: float
-
-    @classmethod
-    def of(cls, visual: Any, weights: Mapping[str, nn.Parameter]) -> "_Tower":
-        if any(name.startswith("trunk.") for name in weights):
-            raise ValueError(
-                "this CLIP's image tower is a timm trunk, which is not supported yet; "
-                "choose an open_clip ViT such as 'ViT-L-14-336-quickgelu'"
-            )
-        layers = 1 + max(
-            (int(n.split(".")[2]) for n in weights if n.startswith("transformer.resblocks.")), default=-1
-        )
-        _refuse_other_towers(visual, set(weights), layers)
-        block = visual.transformer.resblocks[0]
-        return cls(layers, block.attn.num_heads, _activation(block.mlp), visual.ln_pre.eps)
-
-
-def _refuse_other_towers(visual: Any, names: set[str], layers: int) -> None:
-    block = ["attn.in_proj_weight", "attn.in_proj_bias"] + [
-        f"{module}.{kind}"
-        for module in ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
-        for kind in ("weight", "bias")
-    ]
-    expected = {f"transformer.resblocks.{layer}.{name}" for layer in range(layers) for name in block}
-    expected |= {"conv1.weight", "class_embedding", "positional_embedding", "proj"}
-    expected |= {f"{norm}.{kind}" for norm in ("ln_pre", "ln_post") for kind in ("weight", "bias")}
-    if layers == 0 or names != expected:
-        odd = sorted(names ^ expected)[:1]
-        raise ValueError(
-            f"this CLIP's image tower is not a plain ViT (odd weight: {odd}); "
-            "choose an open_clip ViT such as 'ViT-L-14-336-quickgelu'"
-        )
-    if visual.pool_type != "tok":
-        raise ValueError(
-            f"this CLIP pools image tokens by {visual.pool_type!r}, but mask tokens copy a class token that "
-            "was trained to be the output; choose a CLIP that pools by 'tok'"
-        )
-
-
-def _activation(mlp: nn.Module) -> Activation:
-    for module in mlp.children():
-        if isinstance(module, nn.GELU):
-            return lambda x, approximate=module.approximate: F.gelu(x, approximate=approximate)  # type: ignore[misc]
-        if type(module).__name__ == "QuickGELU":
-            return _quick_gelu
-    raise ValueError(f"this CLIP's MLP has no GELU or QuickGELU: {mlp}")
-
-
-def _below(weights: Mapping[str, nn.Parameter], prefix: str) -> dict[str, nn.Parameter]:
-    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def _linear(weights: Mapping[str, nn.Parameter], name: str) -> nn.Linear:

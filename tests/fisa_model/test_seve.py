@@ -72,20 +72,32 @@ def test_words_reach_the_query_the_stream_or_replace_the_token(class_tokens: Cla
     assert torch.equal(outputs["stream"][0], tokens + answer)
 
 
-def test_one_set_of_projections_or_one_a_layer() -> None:
-    sizes = {
-        share: sum(
-            p.numel()
-            for p in SEVE(
-                SEVEConfig(query_width=8, heads=2, share=share),  # type: ignore[arg-type]
-                width=32,
-                text_width=24,
-                layers=3,
-            ).parameters()
-        )
-        for share in ("all", "per_layer")
-    }
-    assert sizes["per_layer"] == 3 * sizes["all"]
+def seve(layers: int = 4, **options: int) -> SEVE:
+    config = SEVEConfig(query_width=8, heads=2, init="random", **options)  # type: ignore[arg-type]
+    return SEVE(config, width=32, text_width=24, layers=layers)
+
+
+def test_consecutive_layers_share_a_set_of_projections(class_tokens: ClassTokens) -> None:
+    sizes = {groups: sum(p.numel() for p in seve(groups=groups).parameters()) for groups in (1, 2, 4)}
+    assert sizes[4] == 2 * sizes[2] == 4 * sizes[1]
+    guide, tokens = seve(groups=2).guide(class_tokens.targets), torch.randn(1, 3, 32)
+    first, second, third, fourth = (guide(layer, tokens, torch.nn.Identity())[1] for layer in range(4))
+    assert torch.equal(first, second)
+    assert torch.equal(third, fourth)
+    assert not torch.allclose(second, third)
+
+
+def test_words_reach_the_first_layers_only(class_tokens: ClassTokens) -> None:
+    guide, tokens = seve(first_layers=2).guide(class_tokens.targets), torch.randn(1, 3, 32)
+    reached = [not torch.equal(guide(layer, tokens, torch.nn.Identity())[1], tokens) for layer in range(4)]
+    assert reached == [True, True, False, False]
+
+
+def test_sets_of_projections_without_a_layer_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"first_layers must be at least groups \(3\), got 2"):
+        seve(groups=3, first_layers=2)
+    with pytest.raises(ValueError, match=r"seve.groups \(5\) .* at most the encoder's 4 layers"):
+        seve(groups=5)
 
 
 def test_heads_must_divide_the_width() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fisa_model.config import AdapterConfig, FISAConfig, fisa_vit_l14_336
 from fisa_model.criterion import Criterion
 from fisa_model.fisa import FISA, build_fisa
+from fisa_model.image_tower import ImageTower
 from fisa_model.mask_attention import DistributionAdapter
 from fisa_model.matcher import HungarianMatcher, Target
 from fisa_model.objective import FISAObjective, TrainingBatch
@@ -26,7 +27,7 @@ def test_the_papers_model_trains_26_million_parameters() -> None:
     with torch.device("meta"):
         clip = open_clip.create_model(config.clip.model, load_weights=False, device="meta")
         clip.requires_grad_(False)
-        encoder = MaskTokenEncoder.from_clip(clip.visual, image_size=config.image_size)
+        encoder = MaskTokenEncoder(ImageTower.read(clip.visual), image_size=config.image_size)
         model = FISA(
             visual_encoder=encoder,
             seve=SEVE(config.seve, width=encoder.width, text_width=encoder.output_width, layers=24),
@@ -40,6 +41,7 @@ def test_the_papers_model_trains_26_million_parameters() -> None:
         "seve": 1_246_720,
         "adapter": 305,
         "image_tower": 0,
+        "lora": 0,
     }
     assert sum(p.numel() for p in trainable_parameters(model)) == 26_437_425
 
@@ -50,11 +52,14 @@ def test_the_papers_model_trains_26_million_parameters() -> None:
         ("simo", {"query_projections", "seve", "adapter"}),
         ("seve_only", {"seve", "adapter"}),
         ("full", {"query_projections", "seve", "adapter", "image_tower"}),
+        ("lora", {"seve", "adapter", "lora"}),
         ("none", set()),
     ],
 )
 def test_each_choice_trains_its_parts(config: FISAConfig, trained: Any, parts: set[str]) -> None:
-    model, _ = build_fisa(dataclasses.replace(config, trained=trained))
+    model, _ = build_fisa(
+        dataclasses.replace(config, trained=trained, query_projection="shared", lora_rank=4)
+    )
     assert {part for part, count in count_trainable(model).items() if count} == parts
 
 

@@ -1,0 +1,181 @@
+"""Cost of a training step over the bare image trunk: FISA should train for little more than it looks.
+
+    uv run python tests/benchmarks/model_step.py --model ViT-B-16 --size 448 --batch 4
+
+The trunk is CLIP's image tower alone, without gradients, every layer, in the same code, dtype and batch. A
+step is forward, matching, losses with point sampling, backward, gradient clipping and AdamW. Weights are
+random: they change no cost. Runs are interleaved; the figures are medians. The last line is JSON.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fisa_model.config import CLIPConfig, FISAConfig
+from fisa_model.criterion import Criterion
+from fisa_model.fisa import build_fisa
+from fisa_model.matcher import HungarianMatcher, Target
+from fisa_model.objective import FISAObjective, TrainingBatch
+from fisa_model.simo import parameter_groups, trainable_parameters
+from fisa_model.text_encoder import ClassTokens
+from fisa_model.visual_encoder import ImageBlock, MaskTokenEncoder
+
+CLASSES = 133
+"""Names of COCO panoptic."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="ViT-B-16", help="an open_clip name, or `toy`")
+    parser.add_argument("--size", type=int, default=448, help="side of the square input in pixels")
+    parser.add_argument("--masks", type=int, default=100, help="proposals of an image")
+    parser.add_argument("--segments", type=int, default=11, help="segments of an image; COCO panoptic has 11")
+    parser.add_argument("--batch", type=int, default=4, help="images of a step")
+    parser.add_argument("--points", type=int, default=12_544, help="points at which masks are compared")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that warms up")
+    parser.add_argument(
+        "--skip-shared", action="store_true", help="leave out query projections for all tokens"
+    )
+    return parser.parse_args()
+
+
+class Step:
+    """One training step of a model on one batch."""
+
+    def __init__(self, config: FISAConfig, batch: TrainingBatch, tokens: ClassTokens, points: int) -> None:
+        torch.manual_seed(0)
+        self.model = build_fisa(config)[0].to(batch.images.device).train()
+        criterion = Criterion(num_points=points)
+        self.objective = FISAObjective(self.model, HungarianMatcher(num_points=points), criterion, tokens)
+        groups: Any = parameter_groups(self.model, learning_rate=1e-4)
+        self.optimizer = torch.optim.AdamW(groups)
+        self.batch = batch
+
+    def __call__(self) -> None:
+        self.objective(self.batch)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(trainable_parameters(self.model), 0.01)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def run_trunk(encoder: MaskTokenEncoder, images: Tensor) -> Tensor:
+    """CLIP's image tower: all image tokens through all layers."""
+    tokens = encoder.embed_images(images)
+    for block in encoder.blocks:
+        assert isinstance(block, ImageBlock)
+        normed = block.ln_1(tokens)
+        keys, values = block.keys_values(normed)
+        tokens = block.finish(tokens, block.queries(normed), keys, values, None)
+    return tokens
+
+
+def make_batch(arguments: argparse.Namespace) -> TrainingBatch:
+    """Smooth masks, a tenth of which are good proposals of the segments."""
+    generator = torch.Generator().manual_seed(0)
+    size, batch, side = arguments.size, arguments.batch, arguments.size // 4
+    coarse = torch.randn(batch, arguments.masks, 8, 8, generator=generator)
+    proposals = 10 * F.interpolate(coarse, size=(side, side), mode="bicubic") - 6
+    truth = F.interpolate(proposals[:, : arguments.segments], size=(size, size), mode="bilinear") > 0
+    labels = torch.randint(CLASSES, (batch, arguments.segments), generator=generator)
+    targets = [Target(label, masks) for label, masks in zip(labels, truth, strict=True)]
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    valid = torch.ones(batch, arguments.masks, dtype=torch.bool)
+    return TrainingBatch(images, proposals, valid, targets).to(arguments.device)
+
+
+def make_tokens(width: int, device: str) -> ClassTokens:
+    rows = F.normalize(torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(1)), dim=-1)
+    return ClassTokens(rows, torch.arange(CLASSES), rows).to(device)
+
+
+def interleave(
+    functions: dict[str, Callable[[], object]], runs: int, device: str
+) -> Iterator[tuple[str, float, int]]:
+    """Name, seconds and peak bytes of every timed run."""
+    for run in range(runs + 1):
+        for name, function in functions.items():
+            if device == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            if run:
+                yield name, seconds, peak_bytes(device)
+
+
+def peak_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    batch = make_batch(arguments)
+    config = FISAConfig(clip=CLIPConfig(model=arguments.model), image_size=arguments.size)
+    width = build_fisa(config)[0].visual_encoder.output_width
+    tokens = make_tokens(width, arguments.device)
+    step = Step(config, batch, tokens, arguments.points)
+    functions: dict[str, Callable[[], object]] = {
+        "trunk forward": lambda: run_trunk(step.model.visual_encoder, batch.images),
+        "step, mask_only": step,
+    }
+    if not arguments.skip_shared:
+        shared = FISAConfig(clip=config.clip, image_size=config.image_size, query_projection="shared")
+        functions["step, shared"] = Step(shared, batch, tokens, arguments.points)
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    peaks: dict[str, int] = {}
+    precision = torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.dtype == "bf16")
+    with precision:
+        for name, value, peak in interleave(functions, arguments.runs, arguments.device):
+            seconds[name].append(value)
+            peaks[name] = max(peak, peaks.get(name, 0))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    trunk = medians["trunk forward"]
+    print(
+        f"{arguments.model} at {arguments.size}, batch {arguments.batch}, {arguments.masks} masks, "
+        f"{arguments.dtype} on {arguments.device}"
+    )
+    print(f"{'':18}{'seconds':>9}{'min':>9}{'max':>9}{'ratio':>7}{'peak GiB':>10}")
+    for name, values in seconds.items():
+        print(
+            f"{name:18}{medians[name]:9.3f}{min(values):9.3f}{max(values):9.3f}"
+            f"{medians[name] / trunk:7.3f}{peaks[name] / 2**30:10.2f}"
+        )
+    print(json.dumps(result(arguments, medians, peaks)))
+
+
+def result(arguments: argparse.Namespace, medians: dict[str, float], peaks: dict[str, int]) -> dict[str, Any]:
+    trunk = medians["trunk forward"]
+    shared = medians.get("step, shared")
+    hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor()
+    return {
+        "trunk_seconds": trunk,
+        "step_seconds": medians["step, mask_only"],
+        "ratio": medians["step, mask_only"] / trunk,
+        "shared_ratio": None if shared is None else shared / trunk,
+        "peak_bytes": peaks["step, mask_only"],
+        **vars(arguments),
+        "torch": torch.__version__,
+        "hardware": hardware or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+if __name__ == "__main__":
+    main()
