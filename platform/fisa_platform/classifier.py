@@ -74,9 +74,9 @@ def load_predictor(config: ClassifierConfig, generator: MaskGenerator | None = N
     Raises:
         ValueError: the weights are damaged, or belong to another CLIP.
     """
+    from fisa_model.device import default_device
     from fisa_model.predictor import FISAPredictor
     from fisa_platform import storage
-    from fisa_platform.compute import default_device
     from fisa_platform.manifest import find_version
 
     generator = generator or NoGenerator()

@@ -132,13 +132,6 @@ def _quiet_data_log() -> None:
             handler.setLevel(logging.WARNING)
 
 
-def default_device() -> str:
-    """The device of this worker: its GPU where Ray gave it one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def source_modules() -> list[Path]:
     """The folders of both packages when they run from a checkout; empty when they are installed."""
     platform_package = Path(__file__).resolve().parent

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fisa_model.config import FISAConfig
+from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators import MaskProposals
 from fisa_model.predictor import FISAPredictor, baseline_of, read_picture
@@ -159,3 +160,26 @@ def test_mistakes_are_named(predictor: FISAPredictor, tmp_path: Path) -> None:
     broken = MaskProposals(np.full((1, 2, 2), np.nan, np.float32), np.ones(1, np.float32))
     with pytest.raises(ValueError, match="mask logits of the proposals are NaN"):
         predictor.segment(picture(), ["cat"], proposals=broken)
+
+
+def test_device_and_dtype_are_chosen(predictor: FISAPredictor) -> None:
+    gpu = torch.cuda.is_available()
+    assert default_device() == ("cuda" if gpu else "cpu")
+    assert default_dtype(torch.device("cpu")) is torch.float32
+    assert predictor.dtype is torch.float32
+
+
+def test_bfloat16_is_a_switch(model: FISA, text_encoder: TextEncoder, predictor: FISAPredictor) -> None:
+    lower = FISAPredictor(model, text_encoder, generator=halves, dtype=torch.bfloat16)
+    keys = [p.encode_images([picture()]).keys[0] for p in (predictor, lower)]
+    assert [key.dtype for key in keys] == [torch.float32, torch.bfloat16]
+    torch.testing.assert_close(keys[1].float(), keys[0], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_predictions_are_the_same(
+    model: FISA, text_encoder: TextEncoder, predictor: FISAPredictor
+) -> None:
+    compiled = FISAPredictor(model, text_encoder, generator=halves, compile=True)
+    keys = [p.encode_images([picture()]).keys[-1] for p in (predictor, compiled)]
+    torch.testing.assert_close(keys[1], keys[0], atol=1e-4, rtol=1e-4)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fisa_platform.compute import Compute, Workers, default_device, source_modules
+from fisa_platform.compute import Compute, Workers, source_modules
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,10 +32,6 @@ def test_impossible_numbers_of_workers_are_refused(least: int, most: int) -> Non
 def test_negative_resources_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*, got -1"):
         Compute(**{field: -1})
-
-
-def test_the_device_is_one_that_this_process_has() -> None:
-    assert default_device() in {"cpu", "cuda"}
 
 
 def test_a_checkout_names_both_packages() -> None:

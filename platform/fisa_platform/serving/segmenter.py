@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fisa_model.device import default_device
 from fisa_model.mask_generators import load_mask_generator
 from fisa_model.predictor import FISAPredictor
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.visual_encoder import ImageFeatures
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform.classifier import ClassifierConfig, PanopticConfig, load_predictor
-from fisa_platform.compute import default_device
 from fisa_platform.job import to_json
 from fisa_platform.serving.schemas import ModelInfo
 

@@ -210,8 +210,8 @@ class Labeller:
 
 def _proposer(config: LabelConfig) -> Callable[[str, NDArray[np.uint8]], MaskProposals]:
     """Proposals of an image, given its id and pixels: from the table, or from the generator."""
+    from fisa_model.device import default_device
     from fisa_model.mask_generators import load_mask_generator
-    from fisa_platform.compute import default_device
     from fisa_platform.rows import ProposalRows
 
     if config.proposals_uri is not None:
