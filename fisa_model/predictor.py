@@ -47,6 +47,7 @@ class FISAPredictor:
         self.model = model.eval()
         self.text_encoder = text_encoder
         self.generator = generator
+        self.preset = templates
         self.templates = get_templates(templates)
 
     @classmethod
@@ -129,7 +130,8 @@ class FISAPredictor:
         ]
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> ClassTokens:
-        return self.text_encoder.encode(vocabulary, self.templates).to(self.model.device)
+        named = vocabulary.in_preset(self.preset)
+        return self.text_encoder.encode(named, self.templates).to(self.model.device)
 
     def predict(
         self,
