@@ -6,6 +6,7 @@ the square input, H W original pixels, N ground-truth segments. (The paper's m, 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from fisa_model.lora import add_lora
 from fisa_model.mask_attention import DistributionAdapter, attention_bias
 from fisa_model.seve import SEVE
 from fisa_model.simo import freeze
+from fisa_model.text_cache import TextCache
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.visual_encoder import ImageFeatures, MaskTokenEncoder
 from fisa_model.weights import CLIPFacts, load_clip
@@ -118,8 +120,11 @@ def class_logits(embeddings: Tensor, class_tokens: ClassTokens, logit_scale: flo
     return lowest.scatter_reduce(-1, owners, rows, reduce="amax", include_self=False)
 
 
-def build_fisa(config: FISAConfig) -> tuple[FISA, TextEncoder]:
-    """Loads the CLIP and puts FISA on its image tower, frozen but for what `config.trained` names."""
+def build_fisa(config: FISAConfig, *, text_cache_path: Path | str | None = None) -> tuple[FISA, TextEncoder]:
+    """Loads the CLIP and puts FISA on its image tower, frozen but for what `config.trained` names.
+
+    `text_cache_path` is a folder in which the text encoder keeps and finds the rows of its vocabularies.
+    """
     clip = load_clip(config.clip)
     visual_encoder = MaskTokenEncoder(
         ImageTower.read(clip.model.visual),
@@ -143,4 +148,5 @@ def build_fisa(config: FISAConfig) -> tuple[FISA, TextEncoder]:
         cls_key=config.cls_key,
     )
     freeze(model, config.trained)
-    return model, TextEncoder(clip.model, clip.tokenizer)
+    cache = None if text_cache_path is None else TextCache(text_cache_path, clip.facts.digest)
+    return model, TextEncoder(clip.model, clip.tokenizer, cache)

@@ -54,6 +54,7 @@ class FISAPredictor:
         self.model = model.eval()
         self.text_encoder = text_encoder
         self.generator = generator
+        self.preset = templates
         self.templates = get_templates(templates)
         self.dtype = dtype or default_dtype(model.device)
         self._encode = torch.compile(model.encode_images) if compile else model.encode_images
@@ -160,7 +161,8 @@ class FISAPredictor:
         ]
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> ClassTokens:
-        return self.text_encoder.encode(vocabulary, self.templates).to(self.model.device)
+        named = vocabulary.in_preset(self.preset)
+        return self.text_encoder.encode(named, self.templates).to(self.model.device)
 
     def predict(
         self,

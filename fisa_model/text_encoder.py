@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fisa_model.text_cache import TextCache
 from fisa_model.vocabulary import Vocabulary
 
 PROMPTS_PER_BATCH = 128
@@ -49,11 +50,12 @@ class ClassTokens:
 
 
 class TextEncoder:
-    """The frozen text tower of a CLIP."""
+    """The frozen text tower of a CLIP, which keeps what it encodes in memory and in a cache if given one."""
 
-    def __init__(self, clip: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, clip: Any, tokenizer: Tokenizer, cache: TextCache | None = None) -> None:
         self.clip = clip
         self.tokenizer = tokenizer
+        self.cache = cache
         self._rows: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
     def encode(
@@ -80,13 +82,23 @@ class TextEncoder:
         """-> [R, D] unit rows, each the mean over the templates."""
         if len(self._rows) > KEPT_NAMES:
             self._rows.clear()
-        new = [name for name in dict.fromkeys(names) if (name, templates) not in self._rows]
-        if new:
-            prompts = [template.format(name) for name in new for template in templates]
-            embeddings = self._encode_prompts(prompts).view(len(new), len(templates), -1)
-            for name, row in zip(new, F.normalize(embeddings.mean(dim=1), dim=-1), strict=True):
-                self._rows[name, templates] = row
+        if any((name, templates) not in self._rows for name in names):
+            self._fill_rows(list(dict.fromkeys(names)), templates)
         return torch.stack([self._rows[name, templates] for name in names])
+
+    def _fill_rows(self, names: list[str], templates: tuple[str, ...]) -> None:
+        cached = None if self.cache is None else self.cache.read(names, templates)
+        if cached is not None:
+            rows = cached.to(self.clip.logit_scale.device)
+            self._rows.update({(name, templates): row for name, row in zip(names, rows, strict=True)})
+            return
+        new = [name for name in names if (name, templates) not in self._rows]
+        prompts = [template.format(name) for name in new for template in templates]
+        embeddings = self._encode_prompts(prompts).view(len(new), len(templates), -1)
+        for name, row in zip(new, F.normalize(embeddings.mean(dim=1), dim=-1), strict=True):
+            self._rows[name, templates] = row
+        if self.cache is not None:
+            self.cache.write(names, templates, torch.stack([self._rows[name, templates] for name in names]))
 
     @torch.no_grad()
     def _encode_prompts(self, prompts: list[str]) -> Tensor:

@@ -1,7 +1,7 @@
 """The words of a run: categories with ids, names and synonyms, and the sentences they are put into."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # The 14 sentences of ViLD (https://arxiv.org/abs/2104.13921), spelled as in FC-CLIP
@@ -23,7 +23,10 @@ _VILD = (
     "There is a large {} in the scene.",
 )
 
-TEMPLATES: dict[str, tuple[str, ...]] = {"literal": ("{}",), "photo": ("a photo of a {}.",), "vild": _VILD}
+LITERAL = "literal"
+"""The preset that prompts with the dataset's own names and nothing else, as MaskCLIP does."""
+
+TEMPLATES: dict[str, tuple[str, ...]] = {LITERAL: ("{}",), "photo": ("a photo of a {}.",), "vild": _VILD}
 
 
 def get_templates(name: str) -> tuple[str, ...]:
@@ -41,16 +44,18 @@ class Category:
     is_thing: bool = True
     synonyms: tuple[str, ...] = ()
 
+    prompted_as: tuple[str, ...] = ()
+    """What prompts say in place of `name` and `synonyms`: "wall" where a dataset has "wall-other-merged"."""
+
     def __post_init__(self) -> None:
-        if any(not name.strip() for name in self.prompt_names):
-            raise ValueError(
-                f"category {self.id}: a name is empty in {self.prompt_names!r}; give each class a word"
-            )
+        names = (self.name, *self.synonyms, *self.prompted_as)
+        if any(not name.strip() for name in names):
+            raise ValueError(f"category {self.id}: a name is empty in {names!r}; give each class a word")
 
     @property
     def prompt_names(self) -> tuple[str, ...]:
         """Every name that the text encoder reads for this class."""
-        return (self.name, *self.synonyms)
+        return self.prompted_as or (self.name, *self.synonyms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,37 @@ class Vocabulary:
             f"category id {category_id} is not in the vocabulary; its ids are {_shortened(self.ids)}"
         )
 
+    def in_preset(self, templates: str) -> "Vocabulary":
+        """The classes as prompts of these templates name them: `literal` takes the dataset's own names."""
+        if templates != LITERAL:
+            return self
+        return Vocabulary(tuple(replace(category, prompted_as=()) for category in self.categories))
+
+    def prompted_by(self, class_list: "Vocabulary") -> "Vocabulary":
+        """These classes with the prompt names that a class list has for their ids.
+
+        Ids and names must be those of the list, which may hold more classes than are used here.
+        """
+        listed = {category.id: category for category in class_list.categories}
+        if unknown := [category for category in self.categories if category.id not in listed]:
+            raise ValueError(
+                f"category id {unknown[0].id} ({unknown[0].name!r}) is not in the class list, whose ids are "
+                f"{_shortened(class_list.ids)}; name the class list of the same dataset"
+            )
+        for category in self.categories:
+            name = listed[category.id].name
+            if category.name.strip() != name:
+                raise ValueError(
+                    f"category id {category.id} is {category.name!r} here and {name!r} in the class list; "
+                    "name the class list of the same dataset"
+                )
+        return Vocabulary(tuple(replace(c, prompted_as=listed[c.id].prompt_names) for c in self.categories))
+
+    def shares_name_with(self, other: "Vocabulary") -> tuple[bool, ...]:
+        """For each class, whether one of its prompt names is one of the other's, letter for letter."""
+        known = {name for category in other.categories for name in category.prompt_names}
+        return tuple(not known.isdisjoint(category.prompt_names) for category in self.categories)
+
     @classmethod
     def from_names(cls, names: Sequence[str], *, stuff: Sequence[str] = ()) -> "Vocabulary":
         """Classes 1..K, things and then stuff; "couch, sofa" is one class with a synonym."""
@@ -109,15 +145,16 @@ class Vocabulary:
         )
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The `categories` list of COCO panoptic JSON, with synonyms."""
+        """The `categories` list of COCO panoptic JSON, with synonyms, and `prompted_as` where it is set."""
         return [
             {"id": c.id, "name": c.name, "isthing": int(c.is_thing), "synonyms": list(c.synonyms)}
+            | ({"prompted_as": list(c.prompted_as)} if c.prompted_as else {})
             for c in self.categories
         ]
 
     @classmethod
     def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> "Vocabulary":
-        """Reads COCO `categories`; `isthing` is taken as 1 and `synonyms` as none where they are missing."""
+        """Reads COCO `categories`; where one is missing, `isthing` is taken as 1 and names as none."""
         return cls(tuple(_category(row) for row in rows))
 
 
@@ -125,10 +162,20 @@ def _category(row: Mapping[str, Any]) -> Category:
     missing = [key for key in ("id", "name") if key not in row]
     if missing:
         raise ValueError(f"category {dict(row)!r} lacks {missing[0]!r}; expected id, name, isthing, synonyms")
-    synonyms = row.get("synonyms") or ()
-    if isinstance(synonyms, str):
-        raise ValueError(f"category {row['name']!r}: synonyms must be a list of strings, got {synonyms!r}")
-    return Category(int(row["id"]), str(row["name"]), bool(row.get("isthing", 1)), tuple(synonyms))
+    return Category(
+        int(row["id"]),
+        str(row["name"]),
+        bool(row.get("isthing", 1)),
+        synonyms=_words(row, "synonyms"),
+        prompted_as=_words(row, "prompted_as"),
+    )
+
+
+def _words(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    words = row.get(key) or ()
+    if isinstance(words, str):
+        raise ValueError(f"category {row['name']!r}: {key} must be a list of strings, got {words!r}")
+    return tuple(words)
 
 
 def _refuse_duplicates(values: Sequence[object], what: str) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fisa_model.fisa import class_logits
 from fisa_model.text_encoder import TextEncoder
 from fisa_model.vocabulary import Category, Vocabulary, get_templates
 
@@ -25,7 +26,7 @@ def test_a_row_is_the_mean_over_templates(clip: Any, text_encoder: TextEncoder) 
 
 
 def test_equals_open_clips_own_classifier(clip: Any, text_encoder: TextEncoder) -> None:
-    names, templates = ["cat", "sofa", "sea"], get_templates("vild")
+    names, templates = ["cat", "sofa", "traffic light"], get_templates("vild")
     with torch.no_grad():
         expected = open_clip.build_zero_shot_classifier(
             clip,
@@ -46,6 +47,16 @@ def test_synonyms_have_rows_and_share_a_target(text_encoder: TextEncoder) -> Non
     torch.testing.assert_close(tokens.targets[0], mean)
     torch.testing.assert_close(tokens.targets[1], tokens.classifier[2])
     torch.testing.assert_close(tokens.targets.norm(dim=1), torch.ones(2))
+
+
+def test_a_class_scores_by_its_best_name(text_encoder: TextEncoder) -> None:
+    vocabulary = Vocabulary((Category(1, "sofa", synonyms=("couch", "settee")), Category(2, "cat")))
+    tokens = text_encoder.encode(vocabulary, get_templates("vild"))
+    images = F.normalize(torch.randn(1, 40, 24, generator=torch.Generator().manual_seed(5)), dim=-1)
+    each = 100 * images @ tokens.classifier.T
+    expected = torch.stack([each[..., :3].max(-1).values, each[..., 3]], dim=-1)
+    torch.testing.assert_close(class_logits(images, tokens, 100.0), expected)
+    assert len(each[..., :3].argmax(-1).unique()) == 3
 
 
 def test_void_is_classified_but_never_read_by_seve(text_encoder: TextEncoder) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fisa_model.vocabulary import TEMPLATES, Category, Vocabulary, get_templates
+from fisa_model.vocabulary import LITERAL, TEMPLATES, Category, Vocabulary, get_templates
 
 SOFA_AND_GRASS = Vocabulary(
     (Category(63, "couch", synonyms=("sofa",)), Category(193, "grass", is_thing=False))
@@ -23,6 +23,59 @@ def test_json_is_cocos_and_comes_back() -> None:
     assert Vocabulary.from_json(rows) == SOFA_AND_GRASS
     coco = [{"supercategory": "furniture", "isthing": 1, "id": 63, "name": "couch", "color": [1, 2, 3]}]
     assert Vocabulary.from_json(coco).names == ("couch",)
+
+
+WALL = Category(199, "wall-other-merged", is_thing=False, prompted_as=("wall", "concrete wall"))
+
+
+def test_prompts_may_name_a_class_otherwise() -> None:
+    assert WALL.prompt_names == ("wall", "concrete wall")
+    vocabulary = Vocabulary((WALL,))
+    assert vocabulary.names == ("wall-other-merged",)
+    [row] = vocabulary.to_json()
+    assert row == {
+        "id": 199,
+        "name": "wall-other-merged",
+        "isthing": 0,
+        "synonyms": [],
+        "prompted_as": ["wall", "concrete wall"],
+    }
+    assert Vocabulary.from_json([row]) == vocabulary
+
+
+def test_literal_names_a_class_as_its_dataset_does() -> None:
+    vocabulary = Vocabulary((WALL, *SOFA_AND_GRASS.categories))
+    names = [category.prompt_names for category in vocabulary.in_preset(LITERAL).categories]
+    assert names == [("wall-other-merged",), ("couch", "sofa"), ("grass",)]
+    assert vocabulary.in_preset("vild") is vocabulary
+
+
+def test_a_class_list_lends_its_prompt_names() -> None:
+    listed = Vocabulary((WALL, *SOFA_AND_GRASS.categories))
+    read = Vocabulary((Category(63, "couch"), Category(199, "wall-other-merged ", is_thing=True)))
+    prompted = read.prompted_by(listed)
+    assert [category.prompt_names for category in prompted.categories] == [
+        ("couch", "sofa"),
+        ("wall", "concrete wall"),
+    ]
+    assert (prompted.ids, prompted.names, prompted.is_thing) == (read.ids, read.names, read.is_thing)
+
+
+def test_the_class_list_of_another_dataset_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"category id 5 \('sea'\) is not in the class list, whose ids are 63, 193; name"
+    ):
+        Vocabulary((Category(5, "sea"),)).prompted_by(SOFA_AND_GRASS)
+    with pytest.raises(
+        ValueError, match="category id 63 is 'sofa' here and 'couch' in the class list; name the class list"
+    ):
+        Vocabulary((Category(63, "sofa"),)).prompted_by(SOFA_AND_GRASS)
+
+
+def test_classes_that_share_a_name() -> None:
+    vocabulary = Vocabulary.from_names(["settee, sofa", "wall", "Grass", "wall-other-merged"])
+    other = Vocabulary((WALL, *SOFA_AND_GRASS.categories))
+    assert vocabulary.shares_name_with(other) == (True, True, False, False)
 
 
 def test_index_of_id() -> None:
@@ -61,3 +114,7 @@ def test_mistakes_in_json_are_named() -> None:
         Vocabulary.from_json([{"id": 1}])
     with pytest.raises(ValueError, match="synonyms must be a list"):
         Vocabulary.from_json([{"id": 1, "name": "a", "synonyms": "b"}])
+    with pytest.raises(ValueError, match="prompted_as must be a list"):
+        Vocabulary.from_json([{"id": 1, "name": "a", "prompted_as": "b"}])
+    with pytest.raises(ValueError, match=r"category 1: a name is empty in \('a', ' '\)"):
+        Vocabulary.from_json([{"id": 1, "name": "a", "prompted_as": [" "]}])

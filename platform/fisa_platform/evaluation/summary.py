@@ -1,5 +1,6 @@
 """The numbers of a report: every metric over all, seen, unseen, thing and stuff classes."""
 
+import itertools
 from collections.abc import Collection, Mapping
 
 from fisa_model.vocabulary import Vocabulary
@@ -18,10 +19,8 @@ def standard_subsets(vocabulary: Vocabulary, seen: Vocabulary | None = None) -> 
     """
     subsets = {"all": set(vocabulary.ids)}
     if seen is not None:
-        trained = {name for category in seen.categories for name in category.prompt_names}
-        subsets["seen"] = {
-            category.id for category in vocabulary.categories if trained.intersection(category.prompt_names)
-        }
+        shared = vocabulary.shares_name_with(seen)
+        subsets["seen"] = set(itertools.compress(vocabulary.ids, shared))
         subsets["unseen"] = subsets["all"] - subsets["seen"]
     subsets["thing"] = {category.id for category in vocabulary.categories if category.is_thing}
     subsets["stuff"] = subsets["all"] - subsets["thing"]

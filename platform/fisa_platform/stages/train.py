@@ -269,7 +269,8 @@ def build_state(
     device = accelerator.device
     torch.manual_seed(config.seed)
     model, text_encoder = build_fisa(config.model)
-    class_tokens = text_encoder.encode(vocabulary, get_templates(config.templates), config.void).to(device)
+    named, templates = vocabulary.in_preset(config.templates), get_templates(config.templates)
+    class_tokens = text_encoder.encode(named, templates, config.void).to(device)
     matcher = HungarianMatcher(num_points=config.loss.points)
     criterion = Criterion(
         no_object_weight=config.loss.no_object_weight,

@@ -1,0 +1,121 @@
+"""Embeddings that outlive the process, and files that are not to be trusted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fisa_model.config import FISAConfig
+from fisa_model.fisa import build_fisa
+from fisa_model.text_cache import TextCache
+from fisa_model.text_encoder import TextEncoder
+from fisa_model.vocabulary import Vocabulary
+
+NAMES, TEMPLATES = ["cat", "dog"], ("a {}", "the {}")
+ROWS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8]])
+
+
+class Counted:
+    """A tokenizer that counts the prompts it is given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.prompts: list[str] = []
+
+    def __call__(self, prompts: list[str]) -> torch.Tensor:
+        self.prompts += prompts
+        return self.tokenizer(prompts)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TextCache:
+    return TextCache(tmp_path / "text", "digest of a CLIP")
+
+
+def test_rows_come_back(cache: TextCache) -> None:
+    assert cache.read(NAMES, TEMPLATES) is None
+    cache.write(NAMES, TEMPLATES, ROWS)
+    read = cache.read(NAMES, TEMPLATES)
+    assert read is not None
+    assert torch.equal(read, ROWS)
+    assert [path.name for path in cache.folder_path.iterdir()] == [cache.path_of(NAMES, TEMPLATES).name]
+
+
+def test_the_key_is_the_clip_the_names_and_the_templates(cache: TextCache) -> None:
+    other = TextCache(cache.folder_path, "digest of another CLIP")
+    paths = {
+        cache.path_of(NAMES, TEMPLATES),
+        cache.path_of(NAMES[::-1], TEMPLATES),
+        cache.path_of(["cat, dog"], TEMPLATES),
+        cache.path_of(NAMES, TEMPLATES[:1]),
+        other.path_of(NAMES, TEMPLATES),
+    }
+    assert len(paths) == 5
+
+
+def test_a_damaged_file_is_ignored_and_written_anew(cache: TextCache) -> None:
+    cache.write(NAMES, TEMPLATES, ROWS)
+    path = cache.path_of(NAMES, TEMPLATES)
+    whole = path.read_bytes()
+    damaged = [whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"not safetensors at all"]
+    for content in damaged:
+        path.write_bytes(content)
+        assert cache.read(NAMES, TEMPLATES) is None
+        cache.write(NAMES, TEMPLATES, ROWS)
+        assert load_file(path)["rows"].equal(ROWS)
+
+
+def test_a_foreign_file_is_ignored(cache: TextCache) -> None:
+    cache.write(NAMES, TEMPLATES, ROWS)
+    path = cache.path_of(NAMES, TEMPLATES)
+    own = path.read_bytes()
+    save_file(load_file(path), path)
+    assert cache.read(NAMES, TEMPLATES) is None
+    save_file({"weights": ROWS}, path)
+    assert cache.read(NAMES, TEMPLATES) is None
+    cache.path_of(["cow", "sea"], TEMPLATES).write_bytes(own)
+    assert cache.read(["cow", "sea"], TEMPLATES) is None
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(cache: TextCache) -> None:
+    cache.write(NAMES, TEMPLATES, ROWS)
+    before = cache.path_of(NAMES, TEMPLATES).read_bytes()
+    blocked = cache.path_of(["cow"], TEMPLATES)
+    blocked.mkdir()
+    with pytest.raises(OSError, match=blocked.name):
+        cache.write(["cow"], TEMPLATES, ROWS[:1])
+    assert cache.path_of(NAMES, TEMPLATES).read_bytes() == before
+    assert len(list(cache.folder_path.iterdir())) == 2
+
+
+def test_a_second_encoder_finds_what_the_first_has_encoded(
+    text_encoder: TextEncoder, cache: TextCache
+) -> None:
+    counted = Counted(text_encoder.tokenizer)
+    vocabulary = Vocabulary.from_names(["cat, kitten", "dog"])
+    first = TextEncoder(text_encoder.clip, counted, cache).encode(vocabulary, TEMPLATES, void="other")
+    assert len(counted.prompts) == 8
+    second = TextEncoder(text_encoder.clip, counted, cache).encode(vocabulary, TEMPLATES, void="other")
+    assert len(counted.prompts) == 8
+    assert torch.equal(first.classifier, second.classifier)
+    assert torch.equal(first.targets, second.targets)
+
+
+def test_a_file_does_not_depend_on_what_was_encoded_before(
+    text_encoder: TextEncoder, cache: TextCache
+) -> None:
+    fresh = TextEncoder(text_encoder.clip, text_encoder.tokenizer, cache)
+    fresh.encode(Vocabulary.from_names(["cat"]), TEMPLATES)
+    fresh.encode(Vocabulary.from_names(["cat", "dog"]), TEMPLATES)
+    rows = cache.read(["cat", "dog"], TEMPLATES)
+    assert rows is not None
+    assert rows.shape == (2, 24)
+
+
+def test_a_model_is_built_with_a_cache_only_when_asked(config: FISAConfig, tmp_path: Path) -> None:
+    assert build_fisa(config)[1].cache is None
+    model, encoder = build_fisa(config, text_cache_path=tmp_path)
+    encoder.encode(Vocabulary.from_names(["cat"]), ("{}",))
+    assert TextCache(tmp_path, model.clip.digest).path_of(["cat"], ("{}",)).is_file()
