@@ -12,10 +12,9 @@ import typer
 from rich.console import Console
 
 from fisa_platform import manifest, storage
-from fisa_platform.job import Job
 from fisa_platform.json_schema import spec_schema
 from fisa_platform.runner import Plan, outline_jobs, plan_jobs, run_job
-from fisa_platform.spec import PIPELINE, SpecError, load_job, step_stages
+from fisa_platform.spec import OF_JOBS, SpecError, jobs_of, load_job, step_stages
 from fisa_platform.stages import STAGES
 from fisa_platform.text_table import text_table
 
@@ -59,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(spec: SpecArgument, overrides: SetOption = None) -> None:
     """Run a job; what is up to date is skipped."""
     job = load_job(spec, overrides or [])
-    label = "" if job.stage_name == PIPELINE else f"{job.stage_name}: "
+    label = "" if job.stage_name in OF_JOBS else f"{job.stage_name}: "
     outcome = run_job(spec.stem, job, lambda line: _say(label + line))
     if outcome.message:
         _say("\n" + outcome.message)
@@ -83,12 +82,11 @@ def check(
         except SpecError as error:
             mistakes += error.mistakes
             continue
-        is_pipeline = job.stage_name == PIPELINE
-        jobs: dict[str, Job] = job.config.steps if is_pipeline else {job.stage_name: job}
-        _say(f"{spec}: " + (f"a pipeline of {len(jobs)} steps" if is_pipeline else "one stage"))
+        jobs, is_many = jobs_of(job), job.stage_name in OF_JOBS
+        _say(f"{spec}: " + (f"stage {job.stage_name} of {len(jobs)} jobs" if is_many else "one stage"))
         for number, plan in enumerate(plans_of(jobs), start=1):
             _say(_plan_text(number, plan))
-            place = f"{spec}: config.steps.{plan.name}." if is_pipeline else f"{spec}: "
+            place = f"{spec}: config.steps.{plan.name}." if is_many else f"{spec}: "
             mistakes += [place + problem for problem in plan.problems]
     if mistakes:
         raise SpecError(mistakes)

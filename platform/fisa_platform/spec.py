@@ -1,6 +1,5 @@
 """Job specs: a YAML file becomes a `Job`, or every mistake in it becomes one sentence."""
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +9,13 @@ from fisa_platform import storage
 from fisa_platform.compute import Compute
 from fisa_platform.decode import DecodeError, Mistake, decode, join_path, shown, suggestion, unknown_field
 from fisa_platform.job import Job, Stage, map_uris
+from fisa_platform.overrides import apply_overrides
 from fisa_platform.stages import STAGES
 from fisa_platform.yaml_source import YamlSource, read_yaml
 
 KEYS = ("stage", "config", "compute")
-PIPELINE = "pipeline"
+OF_JOBS = ("pipeline", "experiment")
+"""Stages whose config holds jobs, each with a compute of its own."""
 
 
 class SpecError(ValueError):
@@ -52,28 +53,15 @@ def job_from_data(raw: object) -> Job:
 
 def step_stages() -> dict[str, Stage]:
     """The stages that a step of a pipeline may name."""
-    return {name: stage for name, stage in STAGES.items() if name != PIPELINE}
+    return {name: stage for name, stage in STAGES.items() if name not in OF_JOBS}
 
 
-def apply_overrides(raw: object, overrides: Sequence[str]) -> object:
-    """A copy of a spec's plain data with values set by texts like `config.iterations=100`."""
-    data = copy.deepcopy(raw)
-    for override in overrides:
-        place, equals, text = override.partition("=")
-        keys = place.strip().split(".")
-        if not equals or not all(keys):
-            message = (
-                f"expected a dotted name, '=' and a value, got {override!r}; write it like config.seed=1"
-            )
-            raise DecodeError([Mistake("", f"--set: {message}")])
-        target = data
-        for key in keys[:-1]:
-            target = target.setdefault(key, {}) if isinstance(target, dict) else None
-        if not isinstance(target, dict):
-            message = f"cannot be set, as something above it is no mapping (the value given is {text!r})"
-            raise DecodeError([Mistake(place, f"{message}; set the whole value above it")])
-        target[keys[-1]] = read_yaml(text).data
-    return data
+def jobs_of(job: Job) -> dict[str, Job]:
+    """The jobs that a spec runs, by name: a pipeline's steps, an experiment's cells too, or only itself."""
+    if job.stage_name in OF_JOBS:
+        jobs: dict[str, Job] = job.config.jobs
+        return jobs
+    return {job.stage_name: job}
 
 
 def _decode_job(raw: object, path: str) -> Job:
@@ -115,13 +103,14 @@ def _refuse_stage(raw: Mapping[str, Any], *, is_step: bool) -> str | None:
     if name not in names:
         hint = suggestion(str(name), names) or "; choose one of these"
         return f"unknown stage {shown(name)}, accepted are {', '.join(names)}{hint}"
-    if name == PIPELINE and "compute" in raw:
-        return f"a pipeline has no compute of its own (got {shown(raw['compute'])}); move it into its steps"
+    if name in OF_JOBS and "compute" in raw:
+        given = shown(raw["compute"])
+        return f"stage {name!r} has no compute of its own (got {given}); move it into its steps"
     return None
 
 
 def _decode_config(stage_name: str, raw: object, path: str) -> object:
-    if stage_name == PIPELINE:
+    if stage_name in OF_JOBS:
         raw = _expand_output_uri(raw, path)
     kind: type[object] = STAGES[stage_name].config
     config = decode(kind, raw, path, custom={Job: _decode_job})
@@ -130,7 +119,7 @@ def _decode_config(stage_name: str, raw: object, path: str) -> object:
 
 
 def _expand_output_uri(raw: object, path: str) -> object:
-    """The pipeline's config with its `output_uri` put where its steps say `${output_uri}`."""
+    """The config with its `output_uri` put where its steps say `${output_uri}`."""
     if not isinstance(raw, Mapping) or not isinstance(raw.get("output_uri"), str):
         return raw
     mistakes: list[Mistake] = []
@@ -149,10 +138,10 @@ def _expand_output_uri(raw: object, path: str) -> object:
             )
         return text
 
-    expanded = {**raw, "steps": expand(raw.get("steps"), join_path(path, "steps"))} if "steps" in raw else raw
+    steps = {key: expand(raw[key], join_path(path, key)) for key in ("steps", "cell") if key in raw}
     if mistakes:
         raise DecodeError(mistakes)
-    return expanded
+    return {**raw, **steps}
 
 
 def _read_text(path: Path) -> str:

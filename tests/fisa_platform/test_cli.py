@@ -121,7 +121,7 @@ def test_check_prints_the_plan_and_runs_nothing(
 ) -> None:
     assert fisa("check", pipeline_spec) == 0
     plan = capsys.readouterr().out
-    assert "a pipeline of 2 steps" in plan
+    assert "stage pipeline of 2 jobs" in plan
     assert "2. two (stage note): to run" in plan
     assert f"reads   text_uri: {tmp_path}/both/one (written by an earlier step)" in plan
     assert f"writes  {tmp_path}/both/two" in plan

@@ -174,7 +174,7 @@ def test_steps_of_a_pipeline_share_its_output(spec: Path) -> None:
         ),
         (PIPELINE.replace("${output_uri}/first", "${out}/first"), "unknown name in '${out}/first'"),
         (PIPELINE.replace("/second", "/first"), "steps 'first' and 'second' both write /out/first"),
-        (PIPELINE + "compute: {}\n", "stage: a pipeline has no compute of its own"),
+        (PIPELINE + "compute: {}\n", "stage: stage 'pipeline' has no compute of its own"),
         (PIPELINE.split("    first")[0] + "    {}\n", "config: steps must name at least one step"),
         (
             PIPELINE.replace('/first"}}', '/first", images_uri: /out/second}}', 1),

@@ -1,7 +1,18 @@
 """The table of stages: `stage:` of a spec is a key, `config:` is decoded into that stage's dataclass."""
 
 from fisa_platform.job import Stage, StageContext, StageResult
-from fisa_platform.stages import evaluate, label, pipeline, pretrain, propose, report, serve, shard, train
+from fisa_platform.stages import (
+    evaluate,
+    experiment,
+    label,
+    pipeline,
+    pretrain,
+    propose,
+    report,
+    serve,
+    shard,
+    train,
+)
 
 __all__ = ["STAGES", "Stage", "StageContext", "StageResult"]
 
@@ -14,5 +25,6 @@ STAGES = {
     "serve": Stage(serve.ServeConfig, serve.run, versioned=False),
     "report": Stage(report.ReportConfig, report.run, uses_ray=False),
     "pretrain": Stage(pretrain.PretrainConfig, pretrain.run),
+    "experiment": Stage(experiment.ExperimentConfig, experiment.run, uses_ray=False, versioned=False),
     "pipeline": Stage(pipeline.PipelineConfig, pipeline.run, uses_ray=False, versioned=False),
 }

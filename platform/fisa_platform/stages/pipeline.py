@@ -42,6 +42,11 @@ class PipelineConfig:
                 )
             writers[output_uri] = name
 
+    @property
+    def jobs(self) -> dict[str, Job]:
+        """Every job by name, in order."""
+        return self.steps
+
 
 def run(config: PipelineConfig, compute: Compute, context: StageContext) -> StageResult:
     """Run every step that is not up to date, then say what took how long and where it is."""

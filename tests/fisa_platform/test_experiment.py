@@ -1,0 +1,85 @@
+"""A study: its cells, their places, what it refuses, and its table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fisa_platform.runner import run_job
+from fisa_platform.spec import SpecError, jobs_of, load_job
+from fisa_platform.stages.experiment import markdown_table, slug
+
+SPEC = Path(__file__).resolve().parents[2] / "jobs" / "toy_ablations.yaml"
+ARMS = "config.arms={A: [], 'LoRA, 4': [train.config.model.trained=lora, train.config.model.query_projection=shared, train.config.model.lora_rank=4]}"
+
+
+def test_every_arm_and_seed_has_a_cell_of_its_own() -> None:
+    jobs = jobs_of(load_job(SPEC, ["config.output_uri=/out", ARMS, "config.seeds=[1, 2]"]))
+    cells = [name for name in jobs if name.startswith(("a-", "lora"))]
+    assert cells == [
+        f"{arm}-{seed}-{step}" for seed in (1, 2) for arm in ("a", "lora_4") for step in ("train", "evaluate")
+    ]
+    train, evaluate = jobs["lora_4-2-train"], jobs["lora_4-2-evaluate"]
+    assert (train.config.seed, train.config.model.trained, train.config.model.lora_rank) == (2, "lora", 4)
+    assert train.config.images_uri == "/out/train/images"
+    assert train.output_uri == evaluate.config.classifier.weights_uri == "/out/cells/lora_4-2/weights"
+    assert jobs["a-1-train"].config.model.trained == "simo"
+    outputs = [job.output_uri for job in jobs.values()]
+    assert len(set(outputs)) == len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("config.arms={A: [train.config.model.traned=lora]}", "did you mean 'trained'"),
+        ("config.arms={A: [train.config.seed]}", "write it like config.seed=1"),
+        ("config.arms={A: [training.config.seed=1]}", "begin with one of train, evaluate"),
+        ("config.arms={A b: [], a-B: []}", "arms must all differ"),
+        ("config.seeds=[1, 1]", "seeds must all differ"),
+        ("config.seeds=[]", "must each name at least one"),
+        ("config.cell.evaluate=null", "config.cell.evaluate"),
+    ],
+)
+def test_what_could_not_run_is_refused_at_once(setting: str, sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        load_job(SPEC, [setting])
+
+
+def test_the_table_shows_means_and_half_the_range() -> None:
+    def scores(pq: float) -> dict[str, dict[str, float]]:
+        return {subset: {"PQ": pq, "mIoU": 1.0} for subset in ("all", "seen", "unseen")}
+
+    table = markdown_table({"frozen": [scores(2.0)], "FISA": [scores(3.0), scores(6.0)]})
+    assert "| frozen | 2.0 | 2.0 | 2.0 | 1.0 | 1.0 | 1 |" in table
+    assert "| FISA | 4.5 ± 1.5 | 4.5 ± 1.5 | 4.5 ± 1.5 | 1.0 ± 0.0 | 1.0 ± 0.0 | 2 |" in table
+
+
+def test_names_become_parts_of_paths() -> None:
+    assert slug("FISA (SEVE + SIMO)") == "fisa_seve_simo"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(600)
+def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    small = [
+        f"config.output_uri={tmp_path}",
+        "config.steps.shard-train.config.toyworld.scenes=16",
+        "config.steps.shard-val.config.toyworld.scenes=12",
+        "config.cell.train.config.iterations=2",
+        "config.cell.train.config.batches.size=2",
+        ARMS,
+    ]
+    first, lines = load_job(SPEC, [*small, "config.seeds=[1]"]), []
+    run_job("toy_ablations", first, lines.append)
+    again: list[str] = []
+    run_job("toy_ablations", load_job(SPEC, [*small, "config.seeds=[1, 2]"]), again.append)
+    assert [line.split(": ")[0].split("] ")[1] for line in again if "started" in line] == [
+        f"{arm}-2-{step}" for arm in ("a", "lora_4") for step in ("train", "evaluate")
+    ]
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert {name: [cell.get("seed") for cell in cells] for name, cells in rows.items()} == {
+        "baseline (frozen)": [None],
+        "A": [1, 2],
+        "LoRA, 4": [1, 2],
+    }
+    assert "| LoRA, 4 |" in (tmp_path / "table.md").read_text()
