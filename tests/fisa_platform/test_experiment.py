@@ -10,7 +10,8 @@ from fisa_platform.spec import SpecError, jobs_of, load_job
 from fisa_platform.stages.experiment import markdown_table, slug
 
 SPEC = Path(__file__).resolve().parents[2] / "jobs" / "toy_ablations.yaml"
-ARMS = "config.arms={A: [], 'LoRA, 4': [train.config.model.trained=lora, train.config.model.query_projection=shared, train.config.model.lora_rank=4]}"
+LORA = ["model.trained=lora", "model.query_projection=shared", "model.lora_rank=4"]
+ARMS = "config.arms={A: [], 'LoRA, 4': [" + ", ".join(f"train.config.{text}" for text in LORA) + "]}"
 
 
 def test_every_arm_and_seed_has_a_cell_of_its_own() -> None:
