@@ -3,7 +3,7 @@
     uv run python tests/benchmarks/inference.py --model ViT-L-14-336-quickgelu --size 896
 
 Sizes are the paper's by default: an image of 800 x 1333 for a Mask2Former with Swin-B, 896 x 896 for CLIP,
-100 masks. Weights are random: they change no cost. `second vocabulary` is what another list of words costs on a
+100 masks. Weights are random: they change no cost. `second vocabulary` is what other words cost on a
 picture that was encoded already, over a whole pass; the text tower runs once for a vocabulary and is apart.
 The last line is JSON.
 """
