@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from fisa_model.config import AdapterConfig, CLIPConfig, FISAConfig, SEVEConfig
 from fisa_model.fisa import FISA, build_fisa
+from fisa_model.simo import trainable_parameters
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 
 PATCH, GRID, SIZE = 4, 4, 16
@@ -71,6 +72,16 @@ def built(config: FISAConfig) -> tuple[FISA, TextEncoder]:
 @pytest.fixture
 def model(built: tuple[FISA, TextEncoder]) -> FISA:
     return built[0]
+
+
+@pytest.fixture
+def trained(model: FISA) -> FISA:
+    """Somewhere on the way, where every trained tensor has a gradient."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
 
 
 @pytest.fixture
