@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ TOY_CLIP_PATH = Path(__file__).parent / "assets" / "toy_clip"
 BPE_NAME = "bpe.txt.gz"
 HUB = "hf-hub:"
 FORMAT = "fisa-1"
+_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 _BYTES_PER_CHUNK = 64 * 1024 * 1024
 
 
@@ -93,7 +95,7 @@ def load_clip(config: CLIPConfig) -> LoadedCLIP:
     if config.weights is None and not config.is_local:
         logger.warning("CLIP %s has no weights given and starts from random ones", config.model)
     try:
-        model = open_clip.create_model(name, config.weights)
+        model = _create(name, config.weights)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"CLIP {config.model!r} with weights {config.weights!r} could not be loaded: {error}"
@@ -107,6 +109,34 @@ def load_clip(config: CLIPConfig) -> LoadedCLIP:
         std=tuple(visual.image_std),
     )
     return LoadedCLIP(model, _load_tokenizer(name), facts)
+
+
+def _create(name: str, weights: str | None) -> Any:
+    own = None if weights is None else _read_openai(Path(weights))
+    if own is None:
+        return open_clip.create_model(name, weights)
+    if not (open_clip.get_model_config(name) or {}).get("quick_gelu", False):
+        raise ValueError(
+            f"weights {weights!r} are OpenAI's and want QuickGELU, which {name!r} lacks; "
+            f"use the model '{name}-quickgelu'"
+        )
+    model = open_clip.create_model(name, load_weights=False)
+    model.load_state_dict(own)
+    return model
+
+
+def _read_openai(path: Path) -> dict[str, Tensor] | None:
+    """Weights of a file as OpenAI publishes them, a TorchScript archive; None for a file of another form.
+
+    open_clip only reads such a file where it may run any code in it (`weights_only=False`).
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            return None
+    tensors: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+    return {name: tensor for name, tensor in tensors.items() if name not in _OPENAI_SIZES}
 
 
 def _check_source(name: str, weights: str | None) -> None:

@@ -8,10 +8,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,6 +29,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the samples are not beside the checkout ({folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], dict[str, Any]]:
+    """Random inputs and what a reference implementation answered, by name (tests/fisa_model/parity)."""
+
+    def load(name: str) -> dict[str, Any]:
+        with np.load(Path(__file__).parent / "fisa_model" / "parity" / f"{name}.npz") as arrays:
+            return dict(arrays)
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from fisa_model.config import AdapterConfig, CLIPConfig, FISAConfig, SEVEConfig
 from fisa_model.fisa import FISA, build_fisa
+from fisa_model.simo import trainable_parameters
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 
 PATCH, GRID, SIZE = 4, 4, 16
@@ -23,6 +24,14 @@ MODEL_CFG: dict[str, Any] = {
 }
 
 
+def randomise(model: CLIP) -> CLIP:
+    """Moves every weight of the image tower: fresh biases are 0 and fresh norms 1, which hides mistakes."""
+    with torch.no_grad():
+        for parameter in model.visual.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
 @pytest.fixture(scope="session")
 def clip_model_cfg() -> dict[str, Any]:
     return MODEL_CFG
@@ -32,7 +41,7 @@ def clip_model_cfg() -> dict[str, Any]:
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_clip")
     torch.manual_seed(0)
-    model = CLIP(**MODEL_CFG)
+    model = randomise(CLIP(**MODEL_CFG))
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL_CFG, "preprocess_cfg": {}}))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
@@ -63,6 +72,16 @@ def built(config: FISAConfig) -> tuple[FISA, TextEncoder]:
 @pytest.fixture
 def model(built: tuple[FISA, TextEncoder]) -> FISA:
     return built[0]
+
+
+@pytest.fixture
+def trained(model: FISA) -> FISA:
+    """Somewhere on the way, where every trained tensor has a gradient."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
 
 
 @pytest.fixture

@@ -29,6 +29,14 @@ def test_one_pixel_opens_its_patch() -> None:
     assert bias.shape == (1, 1, 1, 5)
 
 
+def test_every_pixel_opens_its_own_patch_and_no_other() -> None:
+    pixels = torch.full((1, 36, 36), -1.0)
+    pixels[0].fill_diagonal_(0.0)
+    opened = attention_bias(pixels.view(1, 36, 6, 6), image_size=6, grid_size=3)[0, 0, :, 1:] == 0
+    rows, columns = torch.arange(36) // 6, torch.arange(36) % 6
+    assert torch.equal(opened, F.one_hot(rows // 2 * 3 + columns // 2, 9) == 1)
+
+
 def test_an_empty_mask_sees_the_class_token_only() -> None:
     bias = attention_bias(mask("..", ".."), image_size=2, grid_size=2)
     assert bias.flatten().tolist() == [0.0] + 4 * [-torch.inf]
@@ -37,13 +45,6 @@ def test_an_empty_mask_sees_the_class_token_only() -> None:
 def test_without_the_class_token_an_empty_mask_sees_everything() -> None:
     bias = attention_bias(mask("..", ".."), image_size=2, grid_size=2, cls_key=False)
     assert bias.flatten().tolist() == [-torch.inf] + 4 * [0.0]
-
-
-def test_equals_the_threshold_on_probabilities() -> None:
-    logits = torch.randn(1, 1000, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
-    logits[0, ::7, 3, 3] = 0.0
-    expected = F.max_pool2d((logits.sigmoid() >= 0.5).float(), 4).flatten(2) > 0
-    assert torch.equal(attention_bias(logits, image_size=8, grid_size=2)[:, 0, :, 1:] == 0, expected)
 
 
 def test_chunks_change_neither_the_soft_bias_nor_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,16 +29,6 @@ def batch_of(images: Tensor, proposals: Tensor, counts: tuple[int, int] = (2, 3)
     return TrainingBatch(images, proposals, torch.ones(2, proposals.shape[1], dtype=torch.bool), targets)
 
 
-@pytest.fixture
-def trained(model: FISA) -> FISA:
-    """Somewhere on the way, where every trained tensor has a gradient."""
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in trainable_parameters(model):
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
 def objective_of(model: FISA, class_tokens: ClassTokens) -> FISAObjective:
     criterion = Criterion(num_points=64, mask_losses=True)
     return FISAObjective(model, FixedPoints(num_points=64), criterion, class_tokens)

@@ -1,5 +1,9 @@
 """Segments, labels and instances from drawn masks."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -164,3 +168,28 @@ def test_instances_are_things_scored_by_class_and_mask() -> None:
 def test_nan_is_named() -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         panoptic(torch.full((1, 2), torch.nan), torch.zeros(1, 2, 2), is_thing=[True, True])
+
+
+PEAK_OF = """
+import resource, torch
+from fisa_model.postprocess import panoptic, semantic
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+probs, logits = torch.rand(5, 847), torch.randn(5, 40, 30)
+semantic(probs, logits), panoptic(probs, logits, is_thing=[True] * 847)
+before = peak()
+semantic(probs, logits, size=(4000, 3000))
+panoptic(probs, logits, is_thing=[True] * 847, size=(4000, 3000))
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_image() -> None:
+    """847 classes on 12 megapixels: all class scores at once would be 41 GB."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 512 * 1024**2

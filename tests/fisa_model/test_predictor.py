@@ -64,10 +64,13 @@ def test_more_proposals_in_a_neighbour_change_nothing(predictor: FISAPredictor) 
         np.random.default_rng(1).normal(size=(9, 5, 5)).astype(np.float32), np.ones(9, np.float32)
     )
     tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
-    alone = predictor.predict(images[:1], [halves(images[0])], tokens)[0]
-    together = predictor.predict(images, [halves(images[0]), many], tokens)
-    torch.testing.assert_close(alone.class_probs, together[0].class_probs, atol=1e-4, rtol=0)
+    proposals = [halves(images[0]), many]
+    together = predictor.predict(images, proposals, tokens)
     assert [len(p.class_probs) for p in together] == [2, 9]
+    for image, masks, beside in zip(images, proposals, together, strict=True):
+        [alone] = predictor.predict([image], [masks], tokens)
+        torch.testing.assert_close(alone.class_probs, beside.class_probs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone.mask_logits, beside.mask_logits, atol=1e-4, rtol=0)
 
 
 def test_features_serve_another_vocabulary(predictor: FISAPredictor) -> None:

@@ -69,3 +69,22 @@ def test_class_labels_of_an_id_map():
     segments = [{"id": 70_000, "category_id": 9}, {"id": 5, "category_id": 4}]
     assert class_labels(ids, segments, VOCABULARY).tolist() == [[VOID, 2, 2], [1, 1, VOID]]
     assert class_labels(ids, [], VOCABULARY).tolist() == [[VOID] * 3] * 2
+
+
+@pytest.mark.parametrize(("ignored", "classes"), [(255, 150), (65535, 847), (65, 65)])
+def test_both_formulas_are_detectron2s(reference, ignored, classes):
+    """Its evaluator of today, and of v0.6 as MAFT+ has it; their numbers are in tests/fisa_model/parity."""
+    arrays = {name.removeprefix(f"{ignored}/"): array for name, array in reference("semantic").items()}
+    vocabulary = Vocabulary(tuple(Category(k, f"class {k}") for k in range(classes)))
+    metrics = SemanticMetrics(vocabulary)
+    for truth, predicted in zip(arrays["truth"].astype(np.int64), arrays["predicted"], strict=True):
+        metrics.update(np.where(truth == ignored, VOID, truth), predicted)
+    scores = metrics.result({"all": set(range(classes))})["all"]
+    assert scores["mIoU"] == pytest.approx(float(arrays["new/mIoU"]), rel=1e-14)
+    assert scores["mIoU_old"] == pytest.approx(float(arrays["old/mIoU"]), rel=1e-14)
+    assert scores["mIoU"] > 1.5 * scores["mIoU_old"]
+    for formula in ("new", "old"):
+        ious = arrays[f"{formula}/IoU"]
+        scored = np.flatnonzero(~np.isnan(ious))
+        assert list(metrics.per_class()) == scored.tolist()
+        assert list(metrics.per_class().values()) == pytest.approx(ious[scored].tolist(), rel=1e-14)
