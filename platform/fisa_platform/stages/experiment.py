@@ -77,7 +77,7 @@ class ExperimentConfig:
         own, shared = f"{self.output_uri}/cells/{slug(arm)}-{seed}/", f"{self.output_uri}/cell/"
         try:
             plain: Any = apply_overrides({"config": to_json(job.config)}, settings, f"arms: {arm!r}")
-            config = decode(job.stage.config, plain["config"], "config")
+            config: Any = decode(job.stage.config, plain["config"], "config")
         except DecodeError as error:
             raise ValueError(f"arms: {arm!r}: {error}") from error
         located = map_uris(config, lambda _, uri: uri.replace(shared, own, 1))
