@@ -106,6 +106,9 @@ class FISAConfig:
     """What learns beside SEVE and the adapter: CLIP's query projections (`simo`), nothing (`seve_only`), its
     whole image tower (`full`), or LoRA on its attention (`lora`). With `none` nothing learns at all."""
 
+    trains_text: bool = False
+    """Whether CLIP's language encoder learns too (table 3); it then reads every prompt at every step."""
+
     lora_rank: int = 64
     """Rank of LoRA's matrices, where `trained` is `lora`."""
 
@@ -125,6 +128,10 @@ class FISAConfig:
             raise ValueError(
                 f"trained is 'lora', which adapts the projections of image and mask tokens alike, but "
                 f"query_projection is {self.query_projection!r}; set query_projection to 'shared'"
+            )
+        if self.trained == "none" and self.trains_text:
+            raise ValueError(
+                "trained is 'none' but trains_text is true; choose what is trained beside the text"
             )
         if self.lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, got {self.lora_rank}")

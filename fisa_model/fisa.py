@@ -43,14 +43,17 @@ class FISA(nn.Module):
         seve: SEVE | None,
         adapter: DistributionAdapter,
         clip: CLIPFacts,
+        text_tower: nn.Module | None = None,
         bias: Literal["hard", "soft"] = "hard",
         cls_key: bool = True,
     ) -> None:
+        """`text_tower` is the whole CLIP, given only where its language encoder learns with the model."""
         super().__init__()
         self.visual_encoder = visual_encoder
         self.seve = seve
         self.adapter = adapter
         self.clip = clip
+        self.text_tower = text_tower
         self.bias = bias
         self.cls_key = cls_key
 
@@ -144,9 +147,10 @@ def build_fisa(config: FISAConfig, *, text_cache_path: Path | str | None = None)
         seve=seve if config.seve.enabled else None,
         adapter=DistributionAdapter(config.adapter),
         clip=clip.facts,
+        text_tower=clip.model if config.trains_text else None,
         bias=config.adapter.bias,
         cls_key=config.cls_key,
     )
     freeze(model, config.trained)
     cache = None if text_cache_path is None else TextCache(text_cache_path, clip.facts.digest)
-    return model, TextEncoder(clip.model, clip.tokenizer, cache)
+    return model, TextEncoder(clip.model, clip.tokenizer, cache, learns=config.trains_text)

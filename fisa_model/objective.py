@@ -46,6 +46,7 @@ def collate(samples: Sequence[TrainingSample]) -> TrainingBatch:
 class FISAObjective(nn.Module):
     """The mask classifier with its matcher and its criterion, over one vocabulary.
 
+    `class_tokens` may be a function that encodes the vocabulary anew, for a language encoder that learns.
     `mean_over_ranks` averages a number that each rank brings, so that all divide mask losses by the same.
     """
 
@@ -54,7 +55,7 @@ class FISAObjective(nn.Module):
         model: FISA,
         matcher: HungarianMatcher,
         criterion: Criterion,
-        class_tokens: ClassTokens,
+        class_tokens: ClassTokens | Callable[[], ClassTokens],
         *,
         mean_over_ranks: Callable[[float], float] = float,
     ) -> None:
@@ -67,24 +68,25 @@ class FISAObjective(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The losses of a batch; see `Criterion`."""
+        tokens = self.class_tokens if isinstance(self.class_tokens, ClassTokens) else self.class_tokens()
         features = self.model.encode_images(batch.images)
         proposals, valid = batch.proposals, batch.valid
         all_learn = self.criterion.no_object_weight > 0
         with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
-            output = self.model.classify(features, proposals, self.class_tokens)
+            output = self.model.classify(features, proposals, tokens)
         matches = self.matcher(output, batch.targets, valid)
         if not all_learn:
             # An unmatched proposal has no loss, and mask tokens do not see one another. So of a hundred
             # proposals only the few that are matched are run again, with gradients.
             proposals, valid, matches = keep_matched(proposals, matches)
-            output = self.model.classify(features, proposals, self.class_tokens)
+            output = self.model.classify(features, proposals, tokens)
         num_masks = self.mean_over_ranks(sum(len(target.labels) for target in batch.targets))
         return self.criterion(
             output,
             batch.targets,
             matches,
             valid,
-            num_classes=self.class_tokens.num_classes,
+            num_classes=tokens.num_classes,
             num_masks=num_masks,
         )
 

@@ -160,6 +160,7 @@ class FISAPredictor:
             for prediction in predictions
         ]
 
+    @torch.no_grad()
     def encode_vocabulary(self, vocabulary: Vocabulary) -> ClassTokens:
         named = vocabulary.in_preset(self.preset)
         return self.text_encoder.encode(named, self.templates).to(self.model.device)

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from fisa_model.fisa import FISA
 
 
+CLIPS_OWN = ("query_projections", "image_tower", "text_tower")
+"""Parts that CLIP's own training has shaped, and that learn more slowly."""
+
+
 class ParameterGroup(TypedDict):
     """A group as torch's optimizers take it."""
 
@@ -21,16 +25,17 @@ class ParameterGroup(TypedDict):
 
 def freeze(model: "FISA", trained: Literal["simo", "seve_only", "full", "lora", "none"]) -> None:
     """Lets exactly the named part learn; see `FISAConfig.trained`."""
-    model.requires_grad_(trained == "full")
+    model.requires_grad_(requires_grad=False)
     parts = _parts(model)
     learning = {
         "simo": ("seve", "adapter", "query_projections"),
         "seve_only": ("seve", "adapter"),
-        "full": tuple(parts),
+        "full": ("seve", "adapter", "query_projections", "image_tower"),
         "lora": ("seve", "adapter", "lora"),
         "none": (),
     }
-    for part in learning[trained]:
+    # A model is handed its text tower only where that learns.
+    for part in (*learning[trained], "text_tower"):
         for parameter in parts[part]:
             parameter.requires_grad = True
 
@@ -50,7 +55,7 @@ def parameter_groups(
     """New parts at the full rate, CLIP's own at `query_scale` of it; decay on everything, biases too."""
     groups: list[ParameterGroup] = []
     for part, parameters in _learning(model).items():
-        scale = query_scale if part in ("query_projections", "image_tower") else 1.0
+        scale = query_scale if part in CLIPS_OWN else 1.0
         if parameters:
             groups.append(
                 {
@@ -77,9 +82,16 @@ def _parts(model: "FISA") -> dict[str, list[nn.Parameter]]:
         "seve": [] if model.seve is None else list(model.seve.parameters()),
         "adapter": list(model.adapter.parameters()),
         "image_tower": list(encoder.parameters()),
+        "text_tower": [] if model.text_tower is None else _text_parameters(model.text_tower),
     }
     taken: set[int] = set()
     for part, parameters in parts.items():
         parts[part] = [parameter for parameter in parameters if id(parameter) not in taken]
         taken |= {id(parameter) for parameter in parameters}
     return parts
+
+
+def _text_parameters(clip: nn.Module) -> list[nn.Parameter]:
+    """The language encoder of a CLIP: all but its image tower and the scale of its cosines."""
+    others = ("visual.", "logit_scale", "logit_bias")
+    return [p for name, p in clip.named_parameters() if not name.startswith(others)]

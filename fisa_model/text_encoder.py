@@ -50,12 +50,18 @@ class ClassTokens:
 
 
 class TextEncoder:
-    """The frozen text tower of a CLIP, which keeps what it encodes in memory and in a cache if given one."""
+    """The text tower of a CLIP, which keeps what it encodes in memory and in a cache if given one.
 
-    def __init__(self, clip: Any, tokenizer: Tokenizer, cache: TextCache | None = None) -> None:
+    Where it `learns`, nothing is kept while gradients are wanted, and a cache would be of other weights.
+    """
+
+    def __init__(
+        self, clip: Any, tokenizer: Tokenizer, cache: TextCache | None = None, *, learns: bool = False
+    ) -> None:
         self.clip = clip
         self.tokenizer = tokenizer
-        self.cache = cache
+        self.cache = None if learns else cache
+        self.learns = learns
         self._rows: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
     def encode(
@@ -80,6 +86,8 @@ class TextEncoder:
 
     def _encode_names(self, names: Sequence[str], templates: tuple[str, ...]) -> Tensor:
         """-> [R, D] unit rows, each the mean over the templates."""
+        if self.learns and torch.is_grad_enabled():
+            return self._encode(names, templates)
         if len(self._rows) > KEPT_NAMES:
             self._rows.clear()
         if any((name, templates) not in self._rows for name in names):
@@ -93,16 +101,17 @@ class TextEncoder:
             self._rows.update({(name, templates): row for name, row in zip(names, rows, strict=True)})
             return
         new = [name for name in names if (name, templates) not in self._rows]
-        prompts = [template.format(name) for name in new for template in templates]
-        embeddings = self._encode_prompts(prompts).view(len(new), len(templates), -1)
-        for name, row in zip(new, F.normalize(embeddings.mean(dim=1), dim=-1), strict=True):
-            self._rows[name, templates] = row
+        with torch.no_grad():
+            encoded = self._encode(new, templates)
+        self._rows.update({(name, templates): row for name, row in zip(new, encoded, strict=True)})
         if self.cache is not None:
             self.cache.write(names, templates, torch.stack([self._rows[name, templates] for name in names]))
 
-    @torch.no_grad()
-    def _encode_prompts(self, prompts: list[str]) -> Tensor:
+    def _encode(self, names: Sequence[str], templates: tuple[str, ...]) -> Tensor:
+        """-> [R, D], without looking at what is kept."""
+        prompts = [template.format(name) for name in names for template in templates]
         device = self.clip.logit_scale.device
         batches = [prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)]
         features = [self.clip.encode_text(self.tokenizer(batch).to(device)).float() for batch in batches]
-        return F.normalize(torch.cat(features), dim=-1)
+        embeddings = F.normalize(torch.cat(features), dim=-1).view(len(names), len(templates), -1)
+        return F.normalize(embeddings.mean(dim=1), dim=-1)

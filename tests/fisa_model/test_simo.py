@@ -42,6 +42,7 @@ def test_the_papers_model_trains_26_million_parameters() -> None:
         "adapter": 305,
         "image_tower": 0,
         "lora": 0,
+        "text_tower": 0,
     }
     assert sum(p.numel() for p in trainable_parameters(model)) == 26_437_425
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fisa_model.fisa import FISA
     from fisa_model.objective import FISAObjective, TrainingBatch
+    from fisa_model.text_encoder import ClassTokens
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform.training.batches import TrainingExamples
     from fisa_platform.training.loop import LoopConfig, TrainingState
@@ -270,15 +271,19 @@ def build_state(
     torch.manual_seed(config.seed)
     model, text_encoder = build_fisa(config.model)
     named, templates = vocabulary.in_preset(config.templates), get_templates(config.templates)
-    class_tokens = text_encoder.encode(named, templates, config.void).to(device)
+
+    def encode_classes() -> ClassTokens:
+        return text_encoder.encode(named, templates, config.void).to(device)
+
     matcher = HungarianMatcher(num_points=config.loss.points)
     criterion = Criterion(
         no_object_weight=config.loss.no_object_weight,
         num_points=config.loss.points,
         mask_losses=config.model.trains_masks,
     )
+    model.to(device).train()
     groups = parameter_groups(
-        model.to(device).train(),
+        model,
         learning_rate=config.optimizer.learning_rate,
         weight_decay=config.optimizer.weight_decay,
         query_scale=config.optimizer.query_scale,
@@ -286,6 +291,7 @@ def build_state(
     optimizer = build_optimizer([dict(group) for group in groups])
     schedule = build_schedule(optimizer, config.schedule, config.iterations)
     mean = partial(_mean_over_ranks, accelerator)
+    class_tokens = encode_classes if config.model.trains_text else encode_classes()
     objective = FISAObjective(model, matcher, criterion, class_tokens, mean_over_ranks=mean)
     return TrainingState(objective, optimizer, schedule)
 
