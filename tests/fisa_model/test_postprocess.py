@@ -186,6 +186,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_image() -> None:
     """847 classes on 12 megapixels: all class scores at once would be 41 GB."""
     root = Path(__file__).parents[2]
