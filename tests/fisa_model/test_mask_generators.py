@@ -6,7 +6,8 @@ import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from fisa_model.mask_generators import MaskProposals, load_mask_generator
-from fisa_model.mask_generators.mask2former import Mask2FormerGenerator, _crop, resized_shape
+from fisa_model.mask_generators.frame import crop_masks, resized_shape
+from fisa_model.mask_generators.mask2former import Mask2FormerGenerator
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,11 @@ def test_test_sizes(size: tuple[int, int], expected: tuple[int, int]) -> None:
 
 def test_cropping_keeps_masks_in_place() -> None:
     ramp = (torch.arange(8.0) * 4 + 2).expand(1, 8, 8)
-    assert torch.equal(_crop(ramp, 32, 24)[0], ramp[0, :, :6])
+    assert torch.equal(crop_masks(ramp, 32, 24)[0], ramp[0, :, :6])
     # 26 pixels are six and a half cells: read at seven places evenly spread over them;
     # the first lies before the first cell's centre, where the mask is level.
     expected = ((torch.arange(7.0) + 0.5) * 26 / 7).clamp(min=2)
-    torch.testing.assert_close(_crop(ramp, 32, 26)[0, 0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(crop_masks(ramp, 32, 26)[0, 0], expected, atol=1e-4, rtol=0)
 
 
 def test_unknown_generators_are_named() -> None:
