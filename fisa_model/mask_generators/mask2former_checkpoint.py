@@ -112,7 +112,10 @@ def _write(
     config.architectures = [Mask2FormerForUniversalSegmentation.__name__]
     config.dtype = torch.float32
     config.save_pretrained(folder)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", **source})
+    weights_path = folder / "model.safetensors"
+    save_file(tensors, weights_path, metadata={"format": "pt", **source})
+    # safetensors writes for its owner alone; let those read it who may read the configuration.
+    weights_path.chmod((folder / "config.json").stat().st_mode)
 
 
 def _problem_of(folder: Path) -> str | None:
