@@ -1,7 +1,7 @@
 """Frozen mask generators: an image in, class-agnostic mask proposals out."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,8 @@ class MaskGenerator(Protocol):
         """Proposes masks for an RGB image [H, W, 3]."""
 
 
-GENERATORS = ("felzenszwalb", "mask2former")
+GeneratorName = Literal["felzenszwalb", "mask2former", "detectron2"]
+GENERATORS: tuple[str, ...] = get_args(GeneratorName)
 
 
 def load_mask_generator(name: str, *, weights: str | None = None, device: str = "cpu") -> MaskGenerator:
@@ -50,4 +51,10 @@ def load_mask_generator(name: str, *, weights: str | None = None, device: str = 
         from fisa_model.mask_generators.mask2former import DEFAULT_WEIGHTS, Mask2FormerGenerator
 
         return Mask2FormerGenerator.load(weights or DEFAULT_WEIGHTS, device=device)
+    if name == "detectron2":
+        if weights is None:
+            raise ValueError("generator 'detectron2' needs weights, got none; give its output folder")
+        from fisa_model.mask_generators.detectron2 import Detectron2Generator
+
+        return Detectron2Generator.load(weights, device=device)
     raise ValueError(f"unknown mask generator {name!r}; choose one of {', '.join(GENERATORS)}")

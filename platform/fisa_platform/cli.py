@@ -1,4 +1,4 @@
-"""The command line: `fisa run | check | schema | status`; a spec alone means `run`."""
+"""The command line: `fisa run | check | schema | status | convert-mask2former`; a spec alone means `run`."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from fisa_platform.spec import OF_JOBS, SpecError, jobs_of, load_job, step_stage
 from fisa_platform.stages import STAGES
 from fisa_platform.text_table import text_table
 
-COMMANDS = ("run", "check", "schema", "status")
+COMMANDS = ("run", "check", "schema", "status", "convert-mask2former")
 OUR_PACKAGES = {"fisa_platform", "fisa_model"}
 
 app = typer.Typer(
@@ -123,6 +123,21 @@ def status(
             rows += _version_rows(dataset)
     if len(rows) > 1:
         _say("\n".join(text_table(rows)))
+
+
+@app.command("convert-mask2former")
+def convert_mask2former(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE.pkl", help="A file of Mask2Former's model zoo.")],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="For `generator_weights`; made anew.")],
+    *,
+    any_checksum: Annotated[
+        bool, typer.Option("--any-checksum", help="Accept a file that does not match the digits in its name.")
+    ] = False,
+) -> None:
+    """Convert published weights of Mask2Former for `generator: mask2former`."""
+    from fisa_model.mask_generators.mask2former_checkpoint import convert_checkpoint
+
+    _say(f"wrote {output}: {convert_checkpoint(source, output, any_checksum=any_checksum)}")
 
 
 def _version_rows(dataset: str) -> list[tuple[str, ...]]:

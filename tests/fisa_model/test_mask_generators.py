@@ -1,12 +1,19 @@
 """The frozen generators: shapes, frames and scores."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from fisa_model.mask_generators import MaskProposals, load_mask_generator
-from fisa_model.mask_generators.mask2former import Mask2FormerGenerator, _crop, resized_shape
+from fisa_model.mask_generators.detectron2 import Detectron2Generator
+from fisa_model.mask_generators.frame import crop_masks, pad, resize, resized_shape
+from fisa_model.mask_generators.mask2former import Mask2FormerGenerator
+from fisa_model.mask_generators.oracle import true_proposals
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,57 @@ def test_mask2former_is_loaded_from_a_folder(
         load_mask_generator("mask2former", weights=str(folder / "nowhere"))
 
 
+class Stub(torch.nn.Module):
+    """A detectron2 network whose only mask is the brightness of each cell of 4 x 4 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixel_mean, self.pixel_std = torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 50.0)
+        self.backbone = torch.nn.AvgPool2d(4)
+
+    def sem_seg_head(self, cells: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pred_masks": cells[:, :1], "pred_logits": torch.tensor([[[0.0, 0.0, 0.0]]])}
+
+
+def test_detectron2_proposes_in_the_images_own_frame() -> None:
+    image = np.full((32, 48, 3), 50, np.uint8)
+    image[8:16, 16:32] = 200
+    proposals = Detectron2Generator(Stub(), shortest=32, longest=48)(image)
+    assert proposals.mask_logits.shape == (1, 8, 12)
+    assert np.argwhere(proposals.mask_logits[0] == 2).tolist() == [
+        [y, x] for y in (2, 3) for x in range(4, 8)
+    ]
+    assert (proposals.mask_logits == -1).sum() == 88
+    assert proposals.scores == pytest.approx(2 / 3)
+
+
+def test_detectron2_asks_for_a_folder_and_for_its_packages(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'detectron2' needs weights, got none"):
+        load_mask_generator("detectron2")
+    with pytest.raises(ValueError, match=r"must be a folder with config\.yaml and one of model_final\.pkl"):
+        load_mask_generator("detectron2", weights=str(tmp_path))
+    if importlib.util.find_spec("detectron2") is None:
+        (tmp_path / "config.yaml").touch()
+        (tmp_path / "model_final.pth").touch()
+        with pytest.raises(
+            ValueError, match="needs the packages detectron2 and mask2former: No module named"
+        ):
+            load_mask_generator("detectron2", weights=str(tmp_path))
+
+
+def test_the_oracle_proposes_every_segment_but_crowds() -> None:
+    ids = np.array([[5, 5, 9, 0],
+                    [5, 7, 9, 0]], np.int32)  # fmt: skip
+    segments = [{"id": number, "iscrowd": number == 7} for number in (9, 5, 7)]
+    proposals = true_proposals(ids, segments)
+    assert (proposals.mask_logits >= 0).astype(int).tolist() == [
+        [[0, 0, 1, 0], [0, 0, 1, 0]],
+        [[1, 1, 0, 0], [1, 0, 0, 0]],
+    ]
+    assert proposals.scores.tolist() == [1, 1]
+    assert true_proposals(ids, []).mask_logits.shape == (0, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [((480, 640), (800, 1067)), ((640, 480), (1067, 800)), ((100, 400), (333, 1333))]
 )
@@ -62,18 +120,54 @@ def test_test_sizes(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resized_shape(*size, shortest=800, longest=1333) == expected
 
 
+def exact_shape(height: int, width: int) -> tuple[float, float]:
+    """The test size before rounding, from the paper's rule: the shorter side 800, but no side above 1333."""
+    scale = min(800 / min(height, width), 1333 / max(height, width))
+    return height * scale, width * scale
+
+
+def test_sizes_follow_the_rule_of_detectron2() -> None:
+    random = np.random.default_rng(0)
+    for height, width in random.integers(16, 3000, (200, 2)).tolist():
+        got = resized_shape(height, width, 800, 1333)
+        assert got == pytest.approx(exact_shape(height, width), abs=0.5 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((32, 64), (32, 64)), ((33, 63), (64, 64)), ((1, 95), (32, 96))]
+)
+def test_the_frame_is_padded_with_zeros_to_the_right_and_below(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    padded = pad(torch.ones(3, *size))
+    assert padded.shape == (3, *expected)
+    assert padded[:, : size[0], : size[1]].all()
+    assert padded.sum() == 3 * size[0] * size[1]
+
+
+def test_a_size_that_falls_between_two_pixels_rounds_as_in_detectron2() -> None:
+    # 60 * 1333 / 1240 is 64.5 exactly; detectron2 arrives there by two factors, and just below.
+    assert resized_shape(60, 1240, 800, 1333) == (64, 1333)
+
+
+def test_images_are_resized_as_by_pil() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BILINEAR))
+    assert np.array_equal(resize(image, 20, 100).permute(1, 2, 0).numpy(), expected)
+
+
 def test_cropping_keeps_masks_in_place() -> None:
     ramp = (torch.arange(8.0) * 4 + 2).expand(1, 8, 8)
-    assert torch.equal(_crop(ramp, 32, 24)[0], ramp[0, :, :6])
+    assert torch.equal(crop_masks(ramp, 32, 24)[0], ramp[0, :, :6])
     # 26 pixels are six and a half cells: read at seven places evenly spread over them;
     # the first lies before the first cell's centre, where the mask is level.
     expected = ((torch.arange(7.0) + 0.5) * 26 / 7).clamp(min=2)
-    torch.testing.assert_close(_crop(ramp, 32, 26)[0, 0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(crop_masks(ramp, 32, 26)[0, 0], expected, atol=1e-4, rtol=0)
 
 
 def test_unknown_generators_are_named() -> None:
     with pytest.raises(
-        ValueError, match="unknown mask generator 'sam'; choose one of felzenszwalb, mask2former"
+        ValueError, match="unknown mask generator 'sam'; choose one of felzenszwalb, mask2former, detectron2"
     ):
         load_mask_generator("sam")
     with pytest.raises(ValueError, match="'felzenszwalb' has no weights"):

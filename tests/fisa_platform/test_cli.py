@@ -170,6 +170,20 @@ def test_status_lists_versions_and_marks_the_latest(
     assert "no versions there" in capsys.readouterr().out
 
 
+def test_a_checkpoint_is_converted_or_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "model_final_54b88a.pkl"
+    source.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    assert fisa("convert-mask2former", source, tmp_path / "out") == 1
+    assert "its name says 54b88a; download it again, or pass --any-checksum" in capsys.readouterr().err
+    assert fisa("convert-mask2former", "--any-checksum", source, tmp_path / "out") == 1
+    assert capsys.readouterr().err.startswith(
+        f"error: {source}: cannot be read as a pickle of arrays: it asks for os.system, which is refused"
+    )
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_schema_is_written(tmp_path: Path) -> None:
     assert fisa("schema", "--output", tmp_path / "spec.json") == 0
     schema = json.loads((tmp_path / "spec.json").read_text())

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fisa_model.device import default_device
-from fisa_model.mask_generators import load_mask_generator
+from fisa_model.mask_generators import GeneratorName, load_mask_generator
 from fisa_model.predictor import FISAPredictor
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.visual_encoder import ImageFeatures
@@ -55,7 +54,7 @@ class Segmenter:
 
 def load_segmenter(
     classifier: ClassifierConfig,
-    generator: Literal["felzenszwalb", "mask2former"],
+    generator: GeneratorName,
     generator_weights: str | None,
 ) -> Segmenter:
     """Loads generator and classifier on this worker's device."""

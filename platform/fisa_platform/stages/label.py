@@ -5,8 +5,9 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from fisa_model.mask_generators import GeneratorName
 from fisa_platform.classifier import ClassifierConfig, PanopticConfig
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
@@ -51,7 +52,7 @@ class LabelConfig:
     proposals_uri: str | None = None
     """Table of proposals for these images; none proposes here."""
 
-    generator: Literal["felzenszwalb", "mask2former"] = "felzenszwalb"
+    generator: GeneratorName = "felzenszwalb"
     """Mask generator where there is no table of proposals."""
 
     generator_weights: str | None = None

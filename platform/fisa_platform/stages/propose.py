@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from fisa_model.mask_generators import GeneratorName
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from fisa_model.mask_generators import MaskProposals
+
+TRUTH = ("panoptic", "segments_info")
+"""Columns of the images table that only the oracle reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +27,8 @@ class ProposeConfig:
     output_uri: str
     """Where the table of proposals goes."""
 
-    generator: Literal["felzenszwalb", "mask2former"]
-    """The frozen mask generator."""
+    generator: Literal[GeneratorName, "oracle"]
+    """The frozen mask generator; `oracle` proposes the segments of the ground truth."""
 
     generator_weights: str | None = None
     """Folder or hub name of the generator's weights; none for a generator that has none."""
@@ -37,6 +43,10 @@ class ProposeConfig:
     """The job fails when more than this part of the images cannot be used."""
 
     def __post_init__(self) -> None:
+        if self.generator == "oracle" and self.generator_weights is not None:
+            raise ValueError(
+                f"generator_weights: 'oracle' has none, got {self.generator_weights!r}; remove it"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.rows_per_file < 1:
@@ -51,7 +61,9 @@ class Proposer:
     def __init__(self, generator: str, weights: str | None, device: str) -> None:
         from fisa_model.mask_generators import load_mask_generator
 
-        self.generator = load_mask_generator(generator, weights=weights, device=device)
+        self.generator = (
+            None if generator == "oracle" else load_mask_generator(generator, weights=weights, device=device)
+        )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from fisa_platform.schema import PROPOSALS
@@ -66,9 +78,20 @@ class Proposer:
         key = {"image_id": row["image_id"], "file_name": row["file_name"]}
         try:
             image = decode_image(row["image"])
+            proposals = true_proposals_of(row) if self.generator is None else self.generator(image)
         except ValueError as error:
             return {**key, "reason": str(error)}
-        return {**key, **encode_proposals(self.generator(image), *image.shape[:2])}
+        return {**key, **encode_proposals(proposals, *image.shape[:2])}
+
+
+def true_proposals_of(row: dict[str, Any]) -> MaskProposals:
+    """The ground-truth segments of a row of the images table; refuses a row without."""
+    from fisa_model.mask_generators.oracle import true_proposals
+    from fisa_platform.panoptic_png import decode_panoptic
+
+    if row["panoptic"] is None or row["segments_info"] is None:
+        raise ValueError("generator 'oracle' needs ground truth, which this image lacks")
+    return true_proposals(decode_panoptic(row["panoptic"]), row["segments_info"])
 
 
 def run(config: ProposeConfig, compute: Compute, context: StageContext) -> StageResult:
@@ -78,7 +101,7 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
 
     images, pool = read_rows(
         config.images_uri,
-        columns=["image_id", "file_name", "image"],
+        columns=["image_id", "file_name", "image", *(TRUTH if config.generator == "oracle" else ())],
         batch_size=config.batch_size,
         compute=compute,
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from fisa_model.mask_generators import GeneratorName
 from fisa_platform.classifier import ClassifierConfig, PanopticConfig
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
@@ -37,7 +38,7 @@ class ServeConfig:
     classifier: ClassifierConfig
     """What names the masks."""
 
-    generator: Literal["felzenszwalb", "mask2former"] = "felzenszwalb"
+    generator: GeneratorName = "felzenszwalb"
     """The mask generator."""
 
     generator_weights: str | None = None

@@ -16,13 +16,14 @@ from fisa_model.vocabulary import Vocabulary
 from fisa_platform import manifest, storage
 from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.manifest import Version
+from fisa_platform.mask_codec import decode_proposals
 from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import IMAGES, PROPOSALS, REJECTED
 from fisa_platform.sources.index import read_image_folder
 from fisa_platform.stages.evaluate import EvaluateConfig, Evaluator
 from fisa_platform.stages.label import LabelConfig, Labeller
-from fisa_platform.stages.propose import Proposer
+from fisa_platform.stages.propose import ProposeConfig, Proposer
 from fisa_platform.stages.shard import index_table, load_images
 from fisa_platform.tables import failable_table, write_batch
 
@@ -199,3 +200,23 @@ def test_a_damaged_image_in_a_table_is_rejected_by_propose() -> None:
     batch = [{"image_id": "a", "file_name": "a.jpg", "image": photo()[:-700]}]
     (row,) = Proposer("felzenszwalb", None, "cpu")(pa.Table.from_pylist(batch)).to_pylist()
     assert row["reason"].startswith("image cannot be decoded")
+
+
+def test_the_oracle_proposes_the_ground_truth_and_rejects_an_image_without() -> None:
+    segments = [{"id": number, "category_id": 1, "area": 1536, "iscrowd": False} for number in (5, 9)]
+    rows = [
+        {
+            "image_id": name,
+            "file_name": f"{name}.jpg",
+            "image": photo(),
+            "panoptic": png,
+            "segments_info": info,
+        }
+        for name, png, info in (("a", encode_panoptic(IDS), segments), ("b", None, None))
+    ]
+    with_truth, without = Proposer("oracle", None, "cpu")(pa.Table.from_pylist(rows)).to_pylist()
+    masks = decode_proposals(with_truth).mask_logits >= 0
+    assert np.array_equal(masks, IDS == np.array([5, 9])[:, None, None])
+    assert without["reason"] == "generator 'oracle' needs ground truth, which this image lacks"
+    with pytest.raises(ValueError, match="generator_weights: 'oracle' has none, got 'x'; remove it"):
+        ProposeConfig(images_uri="a", output_uri="b", generator="oracle", generator_weights="x")
