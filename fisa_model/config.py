@@ -146,6 +146,49 @@ class FISAConfig:
         return self.adapter.layers > 0 and self.trained != "none"
 
 
+PANOPTIC_PRESETS = {
+    "maskclip": (0.3, 0.5),
+    "maskclip_coco": (0.5, 0.5),
+    "masqclip": (0.3, 0.3),
+    "mask2former": (0.8, 0.8),
+    "fc_clip": (0.0, 0.8),
+    "maft": (0.2, 0.7),
+}
+"""Object and overlap thresholds of published configurations; MaskCLIP's for ADE20K is the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PanopticConfig:
+    """Which proposals become segments."""
+
+    preset: Literal["maskclip", "maskclip_coco", "masqclip", "mask2former", "fc_clip", "maft"] = "maskclip"
+    """The published configuration that thresholds are taken from where they are not given."""
+
+    object_threshold: float | None = None
+    """Proposals whose best class has no higher score than this are left void."""
+
+    overlap_threshold: float | None = None
+    """A segment must keep this part of its own mask after stronger ones took theirs."""
+
+    objectness: Literal["generator", "none"] = "generator"
+    """Whether class scores are multiplied by the generator's own confidence, where it has one."""
+
+    def __post_init__(self) -> None:
+        for name in ("object_threshold", "overlap_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be 0 to 1, got {value}")
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """Of objects and of overlap."""
+        objects, overlap = PANOPTIC_PRESETS[self.preset]
+        return (
+            objects if self.object_threshold is None else self.object_threshold,
+            overlap if self.overlap_threshold is None else self.overlap_threshold,
+        )
+
+
 def fisa_vit_l14_336() -> FISAConfig:
     """The paper's main model: OpenAI's CLIP ViT-L/14-336 at 896 x 896; 26,437,425 trained parameters."""
     return FISAConfig(clip=CLIPConfig(model="ViT-L-14-336-quickgelu", weights="openai"))

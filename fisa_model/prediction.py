@@ -5,13 +5,18 @@ Apart from the predictor, so that what only has predictions need not load CLIP's
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fisa_model import postprocess
+from fisa_model.config import PanopticConfig
 from fisa_model.postprocess import Instance, PanopticResult
+
+Objectness = Literal["generator", "none"]
+DEFAULT_PANOPTIC = PanopticConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,41 +35,35 @@ class Prediction:
     size: tuple[int, int]
     """(H, W) of the image."""
 
-    def panoptic(
-        self,
-        is_thing: Sequence[bool],
-        *,
-        objectness: bool = True,
-        object_threshold: float = 0.3,
-        overlap_threshold: float = 0.5,
-    ) -> PanopticResult:
+    def panoptic(self, is_thing: Sequence[bool], config: PanopticConfig = DEFAULT_PANOPTIC) -> PanopticResult:
+        object_threshold, overlap_threshold = config.thresholds
         return postprocess.panoptic(
             self.class_probs,
             self.mask_logits,
             is_thing=is_thing,
             size=self.size,
-            scores=self.scores if objectness else None,
+            scores=self._scores(config.objectness),
             object_threshold=object_threshold,
             overlap_threshold=overlap_threshold,
         )
 
-    def semantic(self, *, objectness: bool = True) -> NDArray[np.int32]:
+    def semantic(self, *, objectness: Objectness = "generator") -> NDArray[np.int32]:
         """[H, W], the class index of every pixel; K where there is no proposal at all."""
         return postprocess.semantic(
-            self.class_probs,
-            self.mask_logits,
-            size=self.size,
-            scores=self.scores if objectness else None,
+            self.class_probs, self.mask_logits, size=self.size, scores=self._scores(objectness)
         )
 
     def instance(
-        self, is_thing: Sequence[bool], *, objectness: bool = True, top_k: int = 100
+        self, is_thing: Sequence[bool], *, objectness: Objectness = "generator", top_k: int = 100
     ) -> list[Instance]:
         return postprocess.instance(
             self.class_probs,
             self.mask_logits,
             is_thing=is_thing,
             size=self.size,
-            scores=self.scores if objectness else None,
+            scores=self._scores(objectness),
             top_k=top_k,
         )
+
+    def _scores(self, objectness: Objectness) -> Tensor | None:
+        return self.scores if objectness == "generator" else None

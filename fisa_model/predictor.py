@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fisa_model.config import TOY_CLIP, AdapterConfig, FISAConfig, SEVEConfig
+from fisa_model.config import TOY_CLIP, AdapterConfig, FISAConfig, PanopticConfig, SEVEConfig
 from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import FISA, FISAOutput, build_fisa
 from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_generator
-from fisa_model.prediction import Prediction
+from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.transforms import check_image, pad_proposals, to_clip_input, to_model_proposals, to_tensor
@@ -116,18 +116,14 @@ class FISAPredictor:
         classes: Sequence[str] | Vocabulary,
         *,
         proposals: MaskProposals | None = None,
-        objectness: bool = True,
-        object_threshold: float = 0.3,
-        overlap_threshold: float = 0.5,
+        panoptic: PanopticConfig = DEFAULT_PANOPTIC,
     ) -> Segmentation:
         """Labels one picture with these words; the generator proposes masks where none are given."""
         [segmentation] = self.segment_batch(
             [image],
             classes,
             proposals=None if proposals is None else [proposals],
-            objectness=objectness,
-            object_threshold=object_threshold,
-            overlap_threshold=overlap_threshold,
+            panoptic=panoptic,
         )
         return segmentation
 
@@ -137,9 +133,7 @@ class FISAPredictor:
         classes: Sequence[str] | Vocabulary,
         *,
         proposals: Sequence[MaskProposals] | None = None,
-        objectness: bool = True,
-        object_threshold: float = 0.3,
-        overlap_threshold: float = 0.5,
+        panoptic: PanopticConfig = DEFAULT_PANOPTIC,
     ) -> list[Segmentation]:
         """Labels pictures of any sizes with one vocabulary, in one pass of the model."""
         vocabulary = classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
@@ -148,15 +142,7 @@ class FISAPredictor:
             proposals = [self.generator(array) for array in arrays]
         predictions = self.predict(arrays, proposals, self.encode_vocabulary(vocabulary))
         return [
-            name_segments(
-                prediction.panoptic(
-                    vocabulary.is_thing,
-                    objectness=objectness,
-                    object_threshold=object_threshold,
-                    overlap_threshold=overlap_threshold,
-                ),
-                vocabulary,
-            )
+            name_segments(prediction.panoptic(vocabulary.is_thing, panoptic), vocabulary)
             for prediction in predictions
         ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fisa_model.config import FISAConfig
+from fisa_model.config import FISAConfig, PanopticConfig
 
 if TYPE_CHECKING:
     from fisa_model.mask_generators import MaskGenerator, MaskProposals
@@ -34,31 +34,6 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         if (self.weights_uri is None) == (self.frozen is None):
             raise ValueError("exactly one of weights_uri and frozen must be given; frozen names a CLIP")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PanopticConfig:
-    object_threshold: float = 0.3
-    """Proposals whose best class has no higher score than this are left void."""
-
-    overlap_threshold: float = 0.5
-    """A segment must keep this part of its own mask after stronger ones took theirs."""
-
-    objectness: bool = True
-    """Multiply class scores by the generator's own confidence, where it has one."""
-
-    def __post_init__(self) -> None:
-        for name in ("object_threshold", "overlap_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
-
-    def options(self) -> dict[str, Any]:
-        """As keywords of `Prediction.panoptic`."""
-        return {
-            "object_threshold": self.object_threshold,
-            "overlap_threshold": self.overlap_threshold,
-            "objectness": self.objectness,
-        }
 
 
 class NoGenerator:
@@ -97,7 +72,7 @@ def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: Panop
     """The columns of the predictions table that say what was found, from one image's prediction."""
     from fisa_platform.panoptic_png import encode_panoptic
 
-    result = prediction.panoptic(vocabulary.is_thing, **config.options())
+    result = prediction.panoptic(vocabulary.is_thing, config)
     segments = [
         {
             "id": segment.id,

@@ -6,7 +6,15 @@ import sys
 import pytest
 
 import fisa_model
-from fisa_model.config import AdapterConfig, CLIPConfig, FISAConfig, SEVEConfig, fisa_toy, fisa_vit_l14_336
+from fisa_model.config import (
+    AdapterConfig,
+    CLIPConfig,
+    FISAConfig,
+    PanopticConfig,
+    SEVEConfig,
+    fisa_toy,
+    fisa_vit_l14_336,
+)
 
 
 def test_presets_are_built_from_the_defaults() -> None:
@@ -51,3 +59,12 @@ def test_the_package_shows_its_four_names() -> None:
     assert {type(getattr(fisa_model, name)).__name__ for name in fisa_model.__all__} == {"type", "function"}
     with pytest.raises(AttributeError, match="has no attribute 'FISAPredicter'"):
         _ = fisa_model.FISAPredicter
+
+
+def test_a_preset_gives_the_thresholds_that_are_not_given() -> None:
+    assert PanopticConfig().thresholds == (0.3, 0.5)
+    assert PanopticConfig(preset="mask2former").thresholds == (0.8, 0.8)
+    assert PanopticConfig(preset="fc_clip", object_threshold=0.1).thresholds == (0.1, 0.8)
+    assert PanopticConfig(preset="mask2former", object_threshold=0.0).thresholds == (0.0, 0.8)
+    with pytest.raises(ValueError, match="overlap_threshold must be 0 to 1, got 2"):
+        PanopticConfig(overlap_threshold=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fisa_model.config import FISAConfig
+from fisa_model.config import FISAConfig, PanopticConfig
 from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators import MaskProposals
@@ -17,6 +17,8 @@ from fisa_model.predictor import FISAPredictor, baseline_of, read_picture
 from fisa_model.text_encoder import TextEncoder
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_model.weights import save_fisa
+
+EVERY = PanopticConfig(object_threshold=0.0)
 
 
 def halves(image: NDArray[np.uint8]) -> MaskProposals:
@@ -37,7 +39,7 @@ def predictor(model: FISA, text_encoder: TextEncoder) -> FISAPredictor:
 
 
 def test_every_pixel_of_both_halves_is_named(predictor: FISAPredictor) -> None:
-    result = predictor.segment(picture(), ["cat", "dog"], object_threshold=0.0)
+    result = predictor.segment(picture(), ["cat", "dog"], panoptic=EVERY)
     assert result.ids.shape == (20, 30)
     assert {tuple(np.unique(result.ids[:, :15])), tuple(np.unique(result.ids[:, 15:]))} == {(1,), (2,)}
     assert {s.name for s in result.segments} <= {"cat", "dog"}
@@ -46,15 +48,15 @@ def test_every_pixel_of_both_halves_is_named(predictor: FISAPredictor) -> None:
 
 def test_stuff_of_a_vocabulary_is_merged(predictor: FISAPredictor) -> None:
     grass = Vocabulary((Category(7, "grass", is_thing=False),))
-    result = predictor.segment(picture(), grass, object_threshold=0.0)
+    result = predictor.segment(picture(), grass, panoptic=EVERY)
     assert [(s.id, s.category_id, s.area) for s in result.segments] == [(1, 7, 600)]
 
 
 def test_a_batch_of_sizes_equals_single_pictures(predictor: FISAPredictor) -> None:
     pictures = [picture(20, 30), picture(33, 17)]
-    batch = predictor.segment_batch(pictures, ["cat", "dog"], object_threshold=0.0)
+    batch = predictor.segment_batch(pictures, ["cat", "dog"], panoptic=EVERY)
     for image, together in zip(pictures, batch, strict=True):
-        alone = predictor.segment(image, ["cat", "dog"], object_threshold=0.0)
+        alone = predictor.segment(image, ["cat", "dog"], panoptic=EVERY)
         assert np.array_equal(alone.ids, together.ids)
 
 
@@ -102,7 +104,7 @@ def test_no_proposals_leave_the_picture_void(predictor: FISAPredictor) -> None:
 
 
 def test_coco_form(predictor: FISAPredictor) -> None:
-    result = predictor.segment(picture(), ["cat", "dog"], object_threshold=0.0)
+    result = predictor.segment(picture(), ["cat", "dog"], panoptic=EVERY)
     png, info = result.to_coco()
     colours = np.asarray(PIL.Image.open(io.BytesIO(png))).astype(int)
     assert np.array_equal(colours @ [1, 256, 65536], result.ids)

@@ -59,8 +59,9 @@ def test_names_become_parts_of_paths() -> None:
     assert slug("FISA (SEVE + SIMO)") == "fisa_seve_simo"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     small = [
         f"config.output_uri={tmp_path}",

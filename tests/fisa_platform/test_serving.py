@@ -22,10 +22,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fisa_model import FISAPredictor
-from fisa_model.config import fisa_toy
+from fisa_model.config import PanopticConfig, fisa_toy
 from fisa_model.segmentation import NamedSegment, Segmentation
 from fisa_model.vocabulary import Vocabulary
-from fisa_platform.classifier import ClassifierConfig, PanopticConfig
+from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext
 from fisa_platform.panoptic_png import decode_panoptic
@@ -300,7 +300,9 @@ def test_the_stage_serves_until_it_is_told_to_stop(
     detail(responses["too large"], 413)
     assert crowd[200] >= 4 and crowd[503] >= 1 and set(crowd) == {200, 503}
     expected = load_segmenter(TOY, "felzenszwalb", None).predictor.segment(
-        scene, Vocabulary.from_names(words["classes"], stuff=words["stuff"]), object_threshold=0.0
+        scene,
+        Vocabulary.from_names(words["classes"], stuff=words["stuff"]),
+        panoptic=PanopticConfig(object_threshold=0.0),
     )
     found = responses["segments"].json()["segments"]
     assert [(s["name"], s["is_thing"], s["area"], tuple(s["bbox"])) for s in found] == [

@@ -13,9 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from fisa_model.config import PanopticConfig
 from fisa_model.segmentation import Segmentation
 from fisa_platform import __version__
-from fisa_platform.classifier import PanopticConfig
 from fisa_platform.mask_codec import encode_masks
 from fisa_platform.panoptic_png import encode_panoptic
 from fisa_platform.rendering import draw_segments, encode_picture

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
+from fisa_model.config import PanopticConfig
 from fisa_model.segmentation import Segmentation
-from fisa_platform.classifier import PanopticConfig
 from fisa_platform.compute import Compute
 from fisa_platform.serving.api import build_api
 from fisa_platform.serving.limits import Batching, Limits

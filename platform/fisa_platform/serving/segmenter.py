@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fisa_model.config import PanopticConfig
 from fisa_model.device import default_device
 from fisa_model.mask_generators import GeneratorName, load_mask_generator
 from fisa_model.predictor import FISAPredictor
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.visual_encoder import ImageFeatures
 from fisa_model.vocabulary import Vocabulary
-from fisa_platform.classifier import ClassifierConfig, PanopticConfig, load_predictor
+from fisa_platform.classifier import ClassifierConfig, load_predictor
 from fisa_platform.job import to_json
 from fisa_platform.serving.schemas import ModelInfo
 
@@ -47,7 +48,7 @@ class Segmenter:
                 [masks],
                 self.predictor.encode_vocabulary(question.vocabulary),
             )
-            result = prediction.panoptic(question.vocabulary.is_thing, **question.panoptic.options())
+            result = prediction.panoptic(question.vocabulary.is_thing, question.panoptic)
             answers.append(name_segments(result, question.vocabulary))
         return answers
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fisa_model.config import PanopticConfig
 from fisa_model.mask_generators import GeneratorName
-from fisa_platform.classifier import ClassifierConfig, PanopticConfig
+from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
 
