@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_platform.compute import Compute
@@ -31,6 +33,20 @@ class CocoPanoptic:
 
     json_uri: str
     """The JSON file with images, annotations and categories."""
+
+    class_list: (
+        Literal["coco_panoptic", "coco_stuff", "ade20k_150", "mapillary_vistas", "cityscapes"] | None
+    ) = None
+    """The shipped list whose words are prompted with, in place of raw names such as 'wall-other-merged'."""
+
+    prompt_names_uri: str | None = None
+    """A file of other words for that list, in the form of FC-CLIP's `*_with_prompt_eng.txt`."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_names_uri is not None and self.class_list is None:
+            raise ValueError(
+                f"prompt_names_uri is {self.prompt_names_uri!r} but class_list is none; name the list it is for"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,11 +146,28 @@ def read_index(config: ShardConfig) -> Index:
     from fisa_platform.sources import coco, index, toyworld
 
     if config.coco is not None:
-        return coco.read_coco_panoptic(config.coco.images_uri, config.coco.panoptic_uri, config.coco.json_uri)
+        source = config.coco
+        found = coco.read_coco_panoptic(source.images_uri, source.panoptic_uri, source.json_uri)
+        return found if source.class_list is None else _with_words(found, source)
     if config.folder is not None:
         return index.read_image_folder(config.folder.images_uri)
     assert config.toyworld is not None
     return toyworld.index(config.toyworld.seed, config.toyworld.scenes, config.toyworld.names)
+
+
+def _with_words(index: Index, source: CocoPanoptic) -> Index:
+    """The same index with the words of a class list."""
+    from fisa_model.class_lists import load_class_list
+    from fisa_platform import storage
+
+    assert index.vocabulary is not None
+    assert source.class_list is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = None
+        if source.prompt_names_uri is not None:
+            path = storage.download(source.prompt_names_uri, Path(folder) / "prompt_names.txt")
+        class_list = load_class_list(source.class_list, path)
+    return replace(index, vocabulary=index.vocabulary.prompted_by(class_list))
 
 
 def index_table(index: Index) -> pa.Table:
