@@ -21,6 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Before anything imports ray: under `uv run` it would install this project anew for every worker.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
+# Before anything imports torch: models of these tests are too small to share between threads, which on a busy
+# machine wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

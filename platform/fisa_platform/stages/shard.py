@@ -45,7 +45,8 @@ class CocoPanoptic:
     def __post_init__(self) -> None:
         if self.prompt_names_uri is not None and self.class_list is None:
             raise ValueError(
-                f"prompt_names_uri is {self.prompt_names_uri!r} but class_list is none; name the list it is for"
+                f"prompt_names_uri is {self.prompt_names_uri!r} but class_list is none; "
+                "name the list it is for"
             )
 
 

@@ -1,4 +1,4 @@
-"""The words of a shipped class list, from the spec of `shard` to the vocabulary that every later stage reads."""
+"""The words of a class list, from the spec of `shard` to the vocabulary that every later stage reads."""
 
 from pathlib import Path
 from typing import Any
