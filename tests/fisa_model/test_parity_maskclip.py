@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
 
+from fisa_model.image_tower import ImageTower
 from fisa_model.mask_attention import attention_bias
 from fisa_model.visual_encoder import MaskTokenEncoder, resize_position_embedding
 
@@ -31,7 +32,7 @@ def load_tower(arrays: dict[str, Any]) -> MaskTokenEncoder:
         text_cfg={"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1},
     )
     clip.visual.load_state_dict(weights)
-    encoder = MaskTokenEncoder.from_clip(clip.visual, image_size=16)
+    encoder = MaskTokenEncoder(ImageTower.read(clip.visual), image_size=16)
     for name, weight in queries.items():
         layer, kind = name.split(".")[2], name.split(".")[-1]
         encoder.query_projections.load_state_dict({f"{layer}.{kind}": weight}, strict=False)

@@ -14,6 +14,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from fisa_model.config import CLIPConfig
+from fisa_model.image_tower import ImageTower
 from fisa_model.visual_encoder import MaskTokenEncoder
 from fisa_model.weights import load_clip
 
@@ -60,7 +61,7 @@ def recorded_inputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 def test_image_tokens_of_every_layer_are_clips(clip: CLIP, images: Tensor) -> None:
     """After the last layer nothing reads them; its class token is the next test's."""
-    encoder = MaskTokenEncoder.from_clip(clip.visual, image_size=images.shape[-1])
+    encoder = MaskTokenEncoder(ImageTower.read(clip.visual), image_size=images.shape[-1])
     with recorded_inputs(clip.visual.transformer.resblocks) as expected:
         clip.encode_image(images)
     with recorded_inputs(block.ln_1 for block in encoder.blocks) as tokens:
@@ -72,7 +73,7 @@ def test_image_tokens_of_every_layer_are_clips(clip: CLIP, images: Tensor) -> No
 
 
 def test_a_mask_of_the_whole_image_is_clips_image_embedding(clip: CLIP, images: Tensor) -> None:
-    encoder = MaskTokenEncoder.from_clip(clip.visual, image_size=images.shape[-1])
+    encoder = MaskTokenEncoder(ImageTower.read(clip.visual), image_size=images.shape[-1])
     features = encoder.encode_images(images)
     embeddings = encoder.embed_masks(features, torch.zeros(1, 1, 3, features.keys[0].shape[2]))
     expected = clip.encode_image(images, normalize=True)
@@ -120,7 +121,7 @@ def test_openais_file_becomes_our_model(openai_weights: dict[str, Tensor], opena
     reference = open_clip.load_openai_model(openai_file, precision="fp32", device="cpu")
     for name, tensor in reference.state_dict().items():
         assert torch.equal(clip.state_dict()[name], tensor), name
-    encoder = MaskTokenEncoder.from_clip(clip.visual, image_size=16)
+    encoder = MaskTokenEncoder(ImageTower.read(clip.visual), image_size=16)
     for layer, projection in enumerate(encoder.query_projections):
         prefix = f"visual.transformer.resblocks.{layer}.attn.in_proj"
         assert torch.equal(projection.weight, openai_weights[f"{prefix}_weight"][:64].float())

@@ -9,6 +9,7 @@ from open_clip.model import CLIP
 from fisa_model.config import AdapterConfig, SEVEConfig
 from fisa_model.criterion import Criterion
 from fisa_model.fisa import FISA
+from fisa_model.image_tower import ImageTower
 from fisa_model.mask_attention import DistributionAdapter
 from fisa_model.matcher import HungarianMatcher, Target
 from fisa_model.objective import FISAObjective, TrainingBatch
@@ -45,7 +46,7 @@ def small_model():
     text = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
     clip = CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, quick_gelu=True)
     model = FISA(
-        visual_encoder=MaskTokenEncoder.from_clip(clip.visual, image_size=SIZE),
+        visual_encoder=MaskTokenEncoder(ImageTower.read(clip.visual), image_size=SIZE),
         seve=SEVE(SEVEConfig(query_width=64), width=128, text_width=64, layers=4),
         adapter=DistributionAdapter(AdapterConfig(layers=0)),
         clip=CLIPFacts("", 30.0, MEAN, STD),
