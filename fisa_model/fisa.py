@@ -7,7 +7,7 @@ the square input, H W original pixels, N ground-truth segments. (The paper's m, 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,11 @@ from fisa_model.image_tower import ImageTower
 from fisa_model.lora import add_lora
 from fisa_model.mask_attention import DistributionAdapter, attention_bias
 from fisa_model.seve import SEVE
-from fisa_model.simo import freeze
+from fisa_model.simo import count_trainable, freeze
 from fisa_model.text_cache import TextCache
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.visual_encoder import ImageFeatures, MaskTokenEncoder
-from fisa_model.weights import CLIPFacts, load_clip
+from fisa_model.weights import UNKNOWN_CLIP, CLIPFacts, load_clip, read_architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,15 @@ def build_fisa(config: FISAConfig, *, text_cache_path: Path | str | None = None)
     `text_cache_path` is a folder in which the text encoder keeps and finds the rows of its vocabularies.
     """
     clip = load_clip(config.clip)
+    model = assemble(config, clip.model, clip.facts)
+    cache = None if text_cache_path is None else TextCache(text_cache_path, clip.facts.digest)
+    return model, TextEncoder(clip.model, clip.tokenizer, cache, learns=config.trains_text)
+
+
+def assemble(config: FISAConfig, clip: Any, facts: CLIPFacts) -> FISA:
+    """FISA on the image tower of an open_clip model, frozen but for what `config.trained` names."""
     visual_encoder = MaskTokenEncoder(
-        ImageTower.read(clip.model.visual),
+        ImageTower.read(clip.visual),
         image_size=config.image_size,
         query_projection=config.query_projection,
     )
@@ -146,11 +153,17 @@ def build_fisa(config: FISAConfig, *, text_cache_path: Path | str | None = None)
         visual_encoder=visual_encoder,
         seve=seve if config.seve.enabled else None,
         adapter=DistributionAdapter(config.adapter),
-        clip=clip.facts,
-        text_tower=clip.model if config.trains_text else None,
+        clip=facts,
+        text_tower=clip if config.trains_text else None,
         bias=config.adapter.bias,
         cls_key=config.cls_key,
     )
     freeze(model, config.trained)
-    cache = None if text_cache_path is None else TextCache(text_cache_path, clip.facts.digest)
-    return model, TextEncoder(clip.model, clip.tokenizer, cache, learns=config.trains_text)
+    return model
+
+
+def count_parameters(config: FISAConfig) -> dict[str, int]:
+    """Numbers that learn under a config, by part, without loading or downloading any weights."""
+    with torch.device("meta"):
+        clip = read_architecture(config.clip)
+        return count_trainable(assemble(config, clip, UNKNOWN_CLIP))

@@ -45,6 +45,10 @@ class CLIPFacts:
     std: tuple[float, float, float]
 
 
+UNKNOWN_CLIP = CLIPFacts("", 100.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Of a CLIP without weights, on which parameters are counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedCLIP:
     model: Any
@@ -90,7 +94,7 @@ class SavedFISA:
 
 def load_clip(config: CLIPConfig) -> LoadedCLIP:
     """Loads a CLIP through open_clip, frozen and in evaluation mode."""
-    name = f"{LOCAL_DIR}{TOY_CLIP_PATH}" if config.model == TOY_CLIP else config.model
+    name = _open_clip_name(config)
     _check_source(name, config.weights)
     if config.weights is None and not config.is_local:
         logger.warning("CLIP %s has no weights given and starts from random ones", config.model)
@@ -137,6 +141,18 @@ def _read_openai(path: Path) -> dict[str, Tensor] | None:
             return None
     tensors: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
     return {name: tensor for name, tensor in tensors.items() if name not in _OPENAI_SIZES}
+
+
+def read_architecture(config: CLIPConfig) -> Any:
+    """An open_clip model on the meta device: its shapes, without weights."""
+    name = _open_clip_name(config)
+    _check_source(name, config.weights)
+    model = open_clip.create_model(name, load_weights=False, device="meta")
+    return model.requires_grad_(requires_grad=False)
+
+
+def _open_clip_name(config: CLIPConfig) -> str:
+    return f"{LOCAL_DIR}{TOY_CLIP_PATH}" if config.model == TOY_CLIP else config.model
 
 
 def _check_source(name: str, weights: str | None) -> None:

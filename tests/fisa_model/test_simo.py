@@ -3,40 +3,22 @@
 import dataclasses
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from torch import Tensor
 
-from fisa_model.config import AdapterConfig, FISAConfig, fisa_vit_l14_336
+from fisa_model.config import AdapterConfig, FISAConfig, SEVEConfig, fisa_toy, fisa_vit_l14_336
 from fisa_model.criterion import Criterion
-from fisa_model.fisa import FISA, build_fisa
-from fisa_model.image_tower import ImageTower
-from fisa_model.mask_attention import DistributionAdapter
+from fisa_model.fisa import FISA, build_fisa, count_parameters
 from fisa_model.matcher import HungarianMatcher, Target
 from fisa_model.objective import FISAObjective, TrainingBatch
-from fisa_model.seve import SEVE
-from fisa_model.simo import count_trainable, freeze, parameter_groups, trainable_parameters
+from fisa_model.simo import count_trainable, parameter_groups, trainable_parameters
 from fisa_model.text_encoder import ClassTokens
-from fisa_model.visual_encoder import MaskTokenEncoder
-from fisa_model.weights import CLIPFacts
 
 
 def test_the_papers_model_trains_26_million_parameters() -> None:
-    config = fisa_vit_l14_336()
-    with torch.device("meta"):
-        clip = open_clip.create_model(config.clip.model, load_weights=False, device="meta")
-        clip.requires_grad_(False)
-        encoder = MaskTokenEncoder(ImageTower.read(clip.visual), image_size=config.image_size)
-        model = FISA(
-            visual_encoder=encoder,
-            seve=SEVE(config.seve, width=encoder.width, text_width=encoder.output_width, layers=24),
-            adapter=DistributionAdapter(config.adapter),
-            clip=CLIPFacts("", 100.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-        )
-    freeze(model, config.trained)
-    assert encoder.positional_embedding.shape == (1 + 64 * 64, 1024)
-    assert count_trainable(model) == {
+    parts = count_parameters(fisa_vit_l14_336())
+    assert parts == {
         "query_projections": 25_190_400,
         "seve": 1_246_720,
         "adapter": 305,
@@ -44,7 +26,18 @@ def test_the_papers_model_trains_26_million_parameters() -> None:
         "lora": 0,
         "text_tower": 0,
     }
-    assert sum(p.numel() for p in trainable_parameters(model)) == 26_437_425
+    assert sum(parts.values()) == 26_437_425
+
+
+def test_any_config_can_be_counted() -> None:
+    """Sums from the table of the paper's open questions (a), LoRA's by hand."""
+    large = fisa_vit_l14_336()
+    per_layer = dataclasses.replace(large, seve=SEVEConfig(query_width=1024, heads=16, groups=24))
+    assert round(sum(count_parameters(per_layer).values()) / 1e6, 1) == 88.2
+    lora = dataclasses.replace(large, trained="lora", query_projection="shared", lora_rank=64)
+    assert count_parameters(lora)["lora"] == 24 * 4 * 2 * 64 * 1024
+    toy = count_parameters(fisa_toy())
+    assert toy["query_projections"] == 6 * (128 * 128 + 128)
 
 
 @pytest.mark.parametrize(
