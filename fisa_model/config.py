@@ -189,6 +189,22 @@ class PanopticConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsembleConfig:
+    """How far the frozen CLIP has a say in the classes, beside FISA."""
+
+    seen_weight: float = 0.4
+    """The frozen CLIP's share (alpha) in classes that share a name with the vocabulary of training."""
+
+    unseen_weight: float = 0.8
+    """The frozen CLIP's share (beta) in all others."""
+
+    def __post_init__(self) -> None:
+        for name, weight in (("seen_weight", self.seen_weight), ("unseen_weight", self.unseen_weight)):
+            if not 0 <= weight <= 1:
+                raise ValueError(f"{name} must be from 0 (FISA alone) to 1 (CLIP alone), got {weight}")
+
+
 def fisa_vit_l14_336() -> FISAConfig:
     """The paper's main model: OpenAI's CLIP ViT-L/14-336 at 896 x 896; 26,437,425 trained parameters."""
     return FISAConfig(clip=CLIPConfig(model="ViT-L-14-336-quickgelu", weights="openai"))

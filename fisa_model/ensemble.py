@@ -1,25 +1,12 @@
 """Class probabilities of FISA and of the frozen CLIP, put together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EnsembleConfig:
-    seen_weight: float = 0.4
-    """The frozen CLIP's share (alpha) in classes that share a name with the vocabulary of training."""
-
-    unseen_weight: float = 0.8
-    """The frozen CLIP's share (beta) in all others."""
-
-    def __post_init__(self) -> None:
-        for name, weight in (("seen_weight", self.seen_weight), ("unseen_weight", self.unseen_weight)):
-            if not 0 <= weight <= 1:
-                raise ValueError(f"{name} must be from 0 (FISA alone) to 1 (CLIP alone), got {weight}")
+from fisa_model.config import EnsembleConfig
 
 
 def ensemble(trained: Tensor, frozen: Tensor, seen: Sequence[bool], config: EnsembleConfig) -> Tensor:

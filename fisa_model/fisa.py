@@ -86,16 +86,36 @@ class FISA(nn.Module):
         """The cheap half: proposals [B, Q, h, w] of encoded images against one vocabulary."""
         self._check(features, proposals, class_tokens)
         mask_logits = self.adapter(proposals)
-        bias = attention_bias(
-            mask_logits,
-            image_size=self.image_size,
-            grid_size=self.visual_encoder.grid_size,
-            kind=self.bias,
-            cls_key=self.cls_key,
-        )
+        bias = self._bias(mask_logits, self.bias)
         guide = None if self.seve is None else self.seve.guide(class_tokens.targets)
         embeddings = self.visual_encoder.embed_masks(features, bias, guide)
         return FISAOutput(class_logits(embeddings, class_tokens, self.clip.logit_scale), mask_logits)
+
+    def classify_frozen(
+        self, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens
+    ) -> Tensor:
+        """Class logits of the frozen CLIP for the same proposals, without anything that was trained.
+
+        Raises:
+            ValueError: the path of image tokens was trained, so that `features` are no longer CLIP's.
+        """
+        self._check(features, proposals, class_tokens)
+        if self.visual_encoder.trains_images:
+            raise ValueError(
+                "the image path of this model was trained, so the frozen CLIP is not in it; use an ensemble "
+                "with weights of trained 'simo' or 'seve_only' and query_projection 'mask_only'"
+            )
+        embeddings = self.visual_encoder.embed_masks(features, self._bias(proposals, "hard"), frozen=True)
+        return class_logits(embeddings, class_tokens, self.clip.logit_scale)
+
+    def _bias(self, mask_logits: Tensor, kind: Literal["hard", "soft"]) -> Tensor:
+        return attention_bias(
+            mask_logits,
+            image_size=self.image_size,
+            grid_size=self.visual_encoder.grid_size,
+            kind=kind,
+            cls_key=self.cls_key,
+        )
 
     def _check(self, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens) -> None:
         if proposals.ndim != 4 or len(proposals) != len(features.cls_token):

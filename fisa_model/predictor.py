@@ -1,7 +1,8 @@
 """FISA in one object: a picture and words in, labelled segments out."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fisa_model.config import TOY_CLIP, AdapterConfig, FISAConfig, PanopticConfig, SEVEConfig
+from fisa_model.config import TOY_CLIP, AdapterConfig, EnsembleConfig, FISAConfig, PanopticConfig, SEVEConfig
 from fisa_model.device import default_device, default_dtype
+from fisa_model.ensemble import ensemble
 from fisa_model.fisa import FISA, FISAOutput, build_fisa
 from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_generator
 from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
@@ -27,6 +29,8 @@ from fisa_model.weights import read_fisa
 Picture = NDArray[np.uint8] | PIL.Image.Image | Path | str
 TEMPLATES_KEY = "templates"
 """Where a weights file says which prompt templates it was trained with."""
+VOCABULARY_KEY = "vocabulary"
+"""Where it says which classes it was trained on, as COCO categories."""
 DEFAULT_TEMPLATES = "vild"
 
 
@@ -46,16 +50,23 @@ class FISAPredictor:
         templates: str = DEFAULT_TEMPLATES,
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        ensemble: EnsembleConfig | None = None,
+        trained_on: Vocabulary | None = None,
     ) -> None:
         """`dtype` is that of the model's arithmetic: None is bfloat16 on a GPU that has it, else float32.
 
         `compile` passes the image tower to `torch.compile`: minutes at the first picture, less afterwards.
+        `ensemble` lets the frozen CLIP have a say, more of it in classes that `trained_on` has no name of.
         """
+        if ensemble is not None and trained_on is None:
+            raise ValueError("an ensemble needs the vocabulary of training, and these weights do not say it")
         self.model = model.eval()
         self.text_encoder = text_encoder
         self.generator = generator
         self.preset = templates
         self.templates = get_templates(templates)
+        self.ensemble = ensemble
+        self.trained_on = trained_on
         self.dtype = dtype or default_dtype(model.device)
         self._encode = torch.compile(model.encode_images) if compile else model.encode_images
 
@@ -68,6 +79,7 @@ class FISAPredictor:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        ensemble: EnsembleConfig | None = None,
     ) -> "FISAPredictor":
         """Loads trained weights, with the CLIP, the templates and the generator that belong to them.
 
@@ -84,6 +96,8 @@ class FISAPredictor:
             templates=saved.metadata.get(TEMPLATES_KEY, DEFAULT_TEMPLATES),
             dtype=dtype,
             compile=compile,
+            ensemble=ensemble,
+            trained_on=_vocabulary_of(saved.metadata),
         )
 
     @classmethod
@@ -149,7 +163,11 @@ class FISAPredictor:
     @torch.no_grad()
     def encode_vocabulary(self, vocabulary: Vocabulary) -> ClassTokens:
         named = vocabulary.in_preset(self.preset)
-        return self.text_encoder.encode(named, self.templates).to(self.model.device)
+        tokens = self.text_encoder.encode(named, self.templates).to(self.model.device)
+        if self.ensemble is None:
+            return tokens
+        assert self.trained_on is not None
+        return dataclasses.replace(tokens, seen=vocabulary.shares_name_with(self.trained_on))
 
     def predict(
         self,
@@ -195,14 +213,26 @@ class FISAPredictor:
         padded = padded.to(self.model.device)
         with self._autocast():
             output = self.model.classify(features, padded, class_tokens)
+            probs = self._class_probs(output, features, padded, class_tokens)
         if not torch.isfinite(output.class_logits).all():
             raise ValueError(
                 "the model's class logits are NaN or infinite; the weights are damaged or diverged"
             )
         return [
-            _prediction(output, padded, i, masks, size, class_tokens.num_classes)
+            _prediction(output, probs, padded, i, masks, size)
             for i, (masks, size) in enumerate(zip(proposals, sizes, strict=True))
         ]
+
+    def _class_probs(
+        self, output: FISAOutput, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens
+    ) -> Tensor:
+        """[B, Q, K], without void."""
+        columns = slice(class_tokens.num_classes)
+        probs = output.class_logits.float().softmax(dim=-1)[..., columns]
+        if self.ensemble is None or class_tokens.seen is None:
+            return probs
+        frozen = self.model.classify_frozen(features, proposals, class_tokens).softmax(dim=-1)[..., columns]
+        return ensemble(probs, frozen, class_tokens.seen, self.ensemble)
 
     def _autocast(self) -> torch.autocast:
         lower = self.dtype != torch.float32
@@ -213,11 +243,11 @@ class FISAPredictor:
 
 def _prediction(
     output: FISAOutput,
+    class_probs: Tensor,
     inputs: Tensor,
     row: int,
     proposals: MaskProposals,
     size: tuple[int, int],
-    num_classes: int,
 ) -> Prediction:
     count = len(proposals)
     native = to_tensor(proposals.mask_logits).to(inputs.device)
@@ -228,8 +258,12 @@ def _prediction(
             native
             + F.interpolate(change[None], size=native.shape[1:], mode="bilinear", align_corners=False)[0]
         )
-    probs = output.class_logits[row, :count].float().softmax(dim=-1)[:, :num_classes]
-    return Prediction(probs, native, to_tensor(proposals.scores).to(inputs.device), size)
+    return Prediction(class_probs[row, :count], native, to_tensor(proposals.scores).to(inputs.device), size)
+
+
+def _vocabulary_of(metadata: Mapping[str, str]) -> Vocabulary | None:
+    text = metadata.get(VOCABULARY_KEY)
+    return None if text is None else Vocabulary.from_json(json.loads(text))
 
 
 def check_proposals(proposals: MaskProposals) -> None:

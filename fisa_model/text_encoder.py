@@ -1,7 +1,7 @@
 """CLIP's text tower as a classifier: a vocabulary in, class tokens out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ class ClassTokens:
     void: bool = False
     """Whether the classifier has a row for "none of these", which SEVE never sees."""
 
+    seen: tuple[bool, ...] | None = None
+    """For each class, whether training had a name of it; only for an ensemble with the frozen CLIP."""
+
     @property
     def num_classes(self) -> int:
         return len(self.targets)
@@ -44,8 +47,11 @@ class ClassTokens:
         return self.num_classes + self.void
 
     def to(self, device: torch.device | str) -> "ClassTokens":
-        return ClassTokens(
-            self.classifier.to(device), self.class_index.to(device), self.targets.to(device), self.void
+        return replace(
+            self,
+            classifier=self.classifier.to(device),
+            class_index=self.class_index.to(device),
+            targets=self.targets.to(device),
         )
 
 

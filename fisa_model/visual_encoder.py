@@ -183,13 +183,16 @@ class MaskTokenEncoder(nn.Module):
                 queries = projection(normed) if shared else block.queries(normed)
                 tokens = block.finish(tokens, queries, keys, values, None)
 
-    def embed_masks(self, features: ImageFeatures, bias: Tensor, guide: Guide | None = None) -> Tensor:
+    def embed_masks(
+        self, features: ImageFeatures, bias: Tensor, guide: Guide | None = None, *, frozen: bool = False
+    ) -> Tensor:
         """Follows mask tokens through all layers.
 
         Args:
             features: of the same B images.
             bias: [B, 1, Q, 1 + P], added to the attention of mask token q for the class token and each patch.
             guide: what changes the tokens before they look at the image.
+            frozen: whether CLIP's own query projections are used, in place of the trained ones.
 
         Returns:
             [B, Q, D], unit rows in the space of the text embeddings.
@@ -202,7 +205,8 @@ class MaskTokenEncoder(nn.Module):
                 query_input = block.ln_1(tokens)
             else:
                 tokens, query_input = guide(layer, tokens, block.ln_1)
-            tokens = block.finish(tokens, projection(query_input), keys, values, bias.to(keys.dtype))
+            queries = block.queries(query_input) if frozen else projection(query_input)
+            tokens = block.finish(tokens, queries, keys, values, bias.to(keys.dtype))
         return F.normalize(self._project(tokens).float(), dim=-1)
 
     def _project(self, tokens: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fisa_model.config import FISAConfig, PanopticConfig
+from fisa_model.config import EnsembleConfig, FISAConfig, PanopticConfig
 
 if TYPE_CHECKING:
     from fisa_model.mask_generators import MaskGenerator, MaskProposals
@@ -31,7 +31,14 @@ class ClassifierConfig:
     templates: Literal["vild", "photo", "literal"] = "vild"
     """Sentences for the names of a frozen CLIP; weights bring their own."""
 
+    ensemble: EnsembleConfig | None = None
+    """Lets the frozen CLIP have a say beside trained weights, as FC-CLIP does; none leaves it out."""
+
     def __post_init__(self) -> None:
+        if self.frozen is not None and self.ensemble is not None:
+            raise ValueError(
+                "ensemble is given, but frozen names a CLIP alone; give weights_uri, or leave it out"
+            )
         if (self.weights_uri is None) == (self.frozen is None):
             raise ValueError("exactly one of weights_uri and frozen must be given; frozen names a CLIP")
 
@@ -65,7 +72,7 @@ def load_predictor(config: ClassifierConfig, generator: MaskGenerator | None = N
     uri = version.file(WEIGHTS_NAME) if version else config.weights_uri
     with tempfile.TemporaryDirectory() as folder:
         path = storage.download(uri, Path(folder) / WEIGHTS_NAME)
-        return FISAPredictor.load(path, generator=generator, device=device)
+        return FISAPredictor.load(path, generator=generator, device=device, ensemble=config.ensemble)
 
 
 def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: PanopticConfig) -> dict[str, Any]:

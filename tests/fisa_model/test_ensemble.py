@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisa_model.ensemble import EnsembleConfig, ensemble
+from fisa_model.config import EnsembleConfig
+from fisa_model.ensemble import ensemble
 
 
 def probabilities(seed: int, *shape: int) -> Tensor:

@@ -1,6 +1,8 @@
 """A picture and words in, segments out."""
 
+import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fisa_model.config import FISAConfig, PanopticConfig
+from fisa_model.config import EnsembleConfig, FISAConfig, PanopticConfig
 from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators import MaskProposals
@@ -188,3 +190,48 @@ def test_compiled_predictions_are_the_same(
     compiled = FISAPredictor(model, text_encoder, generator=halves, compile=True)
     keys = [p.encode_images([picture()]).keys[-1] for p in (predictor, compiled)]
     torch.testing.assert_close(keys[1], keys[0], atol=1e-4, rtol=1e-4)
+
+
+class TestEnsemble:
+    """A model that has learnt something, beside the frozen CLIP that it was made of."""
+
+    WORDS = Vocabulary.from_names(["cat", "dog", "sofa"])
+
+    def probs(self, predictor: FISAPredictor) -> torch.Tensor:
+        tokens = predictor.encode_vocabulary(self.WORDS)
+        [prediction] = predictor.predict([picture()], [halves(picture())], tokens)
+        return prediction.class_probs
+
+    @pytest.fixture
+    def saved(self, model: FISA, config: FISAConfig, tmp_path: Path) -> Path:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.visual_encoder.query_projections.parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+        trained_on = json.dumps(Vocabulary.from_names(["dog", "mouse"]).to_json())
+        save_fisa(tmp_path / "w.safetensors", model, config, {"vocabulary": trained_on})
+        return tmp_path / "w.safetensors"
+
+    def test_classes_follow_their_shares(self, saved: Path, config: FISAConfig) -> None:
+        alone = self.probs(FISAPredictor.load(saved, generator=halves))
+        frozen = self.probs(FISAPredictor.baseline(config, generator=halves))
+        assert not torch.allclose(alone, frozen, atol=1e-3)
+        shares = EnsembleConfig(seen_weight=0.25, unseen_weight=1.0)
+        both = self.probs(FISAPredictor.load(saved, generator=halves, ensemble=shares))
+        unseen, seen = frozen[:, [0, 2]], alone[:, 1] ** 0.75 * frozen[:, 1] ** 0.25
+        expected = torch.stack([unseen[:, 0], seen, unseen[:, 1]], dim=1)
+        torch.testing.assert_close(both, expected / expected.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
+
+    def test_needs_to_know_what_was_trained_on(self, model: FISA, text_encoder: TextEncoder) -> None:
+        with pytest.raises(ValueError, match="these weights do not say it"):
+            FISAPredictor(model, text_encoder, generator=halves, ensemble=EnsembleConfig())
+
+    def test_needs_an_image_path_that_is_clips(self, config: FISAConfig, tmp_path: Path) -> None:
+        shared = dataclasses.replace(config, query_projection="shared")
+        names = json.dumps(self.WORDS.to_json())
+        save_fisa(tmp_path / "w.safetensors", build_fisa(shared)[0], shared, {"vocabulary": names})
+        predictor = FISAPredictor.load(
+            tmp_path / "w.safetensors", generator=halves, ensemble=EnsembleConfig()
+        )
+        with pytest.raises(ValueError, match="the image path of this model was trained"):
+            self.probs(predictor)
