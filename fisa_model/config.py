@@ -1,6 +1,6 @@
 """What a FISA model is made of: small frozen configs, and the presets that name whole models."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 LOCAL_DIR = "local-dir:"
@@ -178,6 +178,12 @@ class PanopticConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be 0 to 1, got {value}")
+
+    @property
+    def resolved(self) -> "PanopticConfig":
+        """The same with both thresholds given."""
+        objects, overlap = self.thresholds
+        return replace(self, object_threshold=objects, overlap_threshold=overlap)
 
     @property
     def thresholds(self) -> tuple[float, float]:

@@ -58,8 +58,6 @@ def load_predictor(config: ClassifierConfig, generator: MaskGenerator | None = N
     """
     from fisa_model.device import default_device
     from fisa_model.predictor import FISAPredictor
-    from fisa_platform import storage
-    from fisa_platform.manifest import find_version
 
     generator = generator or NoGenerator()
     device = default_device()
@@ -68,11 +66,51 @@ def load_predictor(config: ClassifierConfig, generator: MaskGenerator | None = N
             config.frozen, generator=generator, templates=config.templates, device=device
         )
     assert config.weights_uri is not None
-    version = find_version(config.weights_uri) if not config.weights_uri.endswith(".safetensors") else None
-    uri = version.file(WEIGHTS_NAME) if version else config.weights_uri
     with tempfile.TemporaryDirectory() as folder:
-        path = storage.download(uri, Path(folder) / WEIGHTS_NAME)
+        path = _download_weights(config.weights_uri, Path(folder))
         return FISAPredictor.load(path, generator=generator, device=device, ensemble=config.ensemble)
+
+
+def check_weights(config: ClassifierConfig) -> None:
+    """Refuses weights that no worker could load, before workers are started.
+
+    Raises:
+        ValueError: there are none, or their file is not whole or not of a training run.
+    """
+    if config.weights_uri is None:
+        return
+    from safetensors import SafetensorError, safe_open
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = _download_weights(config.weights_uri, Path(folder))
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(
+                f"classifier.weights_uri: {config.weights_uri}: not a whole safetensors file ({error}); "
+                "copy or download it again"
+            ) from error
+    if "fisa_config" not in metadata:
+        raise ValueError(
+            f"classifier.weights_uri: {config.weights_uri}: not written by a training run; "
+            "give what `train` wrote"
+        )
+
+
+def _download_weights(uri: str, folder: Path) -> Path:
+    from fisa_platform import storage
+    from fisa_platform.manifest import find_version
+
+    if not uri.endswith(".safetensors"):
+        version = find_version(uri)
+        if version is None:
+            raise ValueError(
+                f"classifier.weights_uri: {uri}: holds no version of weights; "
+                "give what `train` wrote, or a .safetensors file"
+            )
+        uri = version.file(WEIGHTS_NAME)
+    return storage.download(uri, folder / WEIGHTS_NAME)
 
 
 def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: PanopticConfig) -> dict[str, Any]:

@@ -59,7 +59,11 @@ def run(spec: SpecArgument, overrides: SetOption = None) -> None:
     """Run a job; what is up to date is skipped."""
     job = load_job(spec, overrides or [])
     label = "" if job.stage_name in OF_JOBS else f"{job.stage_name}: "
-    outcome = run_job(spec.stem, job, lambda line: _say(label + line))
+    try:
+        outcome = run_job(spec.stem, job, lambda line: _say(label + line))
+    except KeyboardInterrupt:
+        _say("interrupted: what was committed is kept; run the same command again to go on")
+        raise typer.Exit(130) from None
     if outcome.message:
         _say("\n" + outcome.message)
 

@@ -102,6 +102,25 @@ def connect() -> None:
     _quiet_data_log()
 
 
+def check_fits(compute: Compute) -> None:
+    """Refuse a worker that this machine cannot hold, for which an embedded session would wait forever.
+
+    A cluster may grow, so there it is not looked at.
+    """
+    if not is_embedded():
+        return
+    import ray
+
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, field_name in (("GPU", "gpus_per_worker"), ("CPU", "cpus_per_worker")):
+        wanted, most = getattr(compute, field_name), there.get(name, 0.0)
+        if wanted > most:
+            raise ValueError(
+                f"compute.{field_name} is {wanted:g}, but this machine has {most:g} {name}s; lower it, "
+                "or submit the job to a cluster that has them"
+            )
+
+
 def is_embedded() -> bool:
     """True when Ray is started by this process, without a dashboard; RAY_ADDRESS names no cluster."""
     return os.environ.get("RAY_ADDRESS", "local") == "local"

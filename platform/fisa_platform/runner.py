@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fisa_platform import compute, manifest, storage
 from fisa_platform.job import Job, StageContext, to_json, without_uris
-from fisa_platform.manifest import Input, Version
+from fisa_platform.manifest import Input, PendingVersion, Version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +106,10 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
             message = version.manifest.extra.get("message")
             return Outcome(name=name, version=version, ran=False, seconds=0.0, message=message)
         pending = manifest.new_version(output_uri, fingerprint)
+        _make_folder(output_uri)
     if job.stage.uses_ray:
         compute.connect()
+        compute.check_fits(job.compute)
     if pending is not None:
         progress(f"started (version {pending.fingerprint})")
     result = job.stage.run(config, job.compute, StageContext(output=pending, progress=progress))
@@ -125,8 +127,12 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
             extra={**result.extra, **({"message": result.message} if result.message else {})},
             files=result.files,
         )
+    message = result.message
+    if version is not None and pending is not None and not _is_from(version, pending):
+        progress("another run of the same job committed this version first; its files are the ones to use")
+        message = version.manifest.extra.get("message")
     progress(f"finished in {seconds:.1f} s" + (f", {result.rows} rows" if result.rows is not None else ""))
-    return Outcome(name=name, version=version, ran=True, seconds=seconds, message=result.message)
+    return Outcome(name=name, version=version, ran=True, seconds=seconds, message=message)
 
 
 def _fingerprint(job: Job, inputs: Mapping[str, Input]) -> str:
@@ -167,6 +173,25 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
             problems.append(f"config.output_uri: {error}")
     state = f"done (version {version.fingerprint})" if version else "not ready" if problems else "to run"
     return Plan(name=name, job=job, reads=reads, state=state, problems=problems), version
+
+
+def _is_from(version: Version, pending: PendingVersion) -> bool:
+    """Whether this attempt's files are the version's, and not those of a run that was quicker."""
+    attempt = pending.uri.rsplit("/", 1)[-1]
+    files = version.manifest.files
+    return not files or any(file.path.startswith(f"{attempt}/") for file in files)
+
+
+def _make_folder(output_uri: str) -> None:
+    """Find out before the work, rather than after it, that a local folder cannot be made."""
+    if not storage.is_local(output_uri):
+        return
+    try:
+        Path(output_uri).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(
+            f"config.output_uri: {output_uri}: cannot be made ({error.strerror}); choose another"
+        ) from error
 
 
 def _check_writable(output_uri: str) -> None:

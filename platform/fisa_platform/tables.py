@@ -115,7 +115,8 @@ class Written:
         rest = f" and {len(places) - 1} more" if len(places) > 1 else ""
         raise ValueError(
             f"{self.rejected} of {total} images were rejected, max_rejected_fraction is "
-            f"{max_rejected_fraction:g}; all reasons are in {places[0]}{rest}, for example {self.example}"
+            f"{max_rejected_fraction:g}; all reasons are in {places[0]}{rest}, for example {self.example}; "
+            "remove these images, or raise config.max_rejected_fraction"
         )
 
     @property

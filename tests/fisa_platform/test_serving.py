@@ -58,7 +58,7 @@ async def left_half(question: Question) -> Segmentation:
     ids = np.zeros((height, width), dtype=np.int32)
     ids[:, : width // 2] = 1
     first = question.vocabulary.categories[0]
-    score = question.panoptic.object_threshold
+    score, _ = question.panoptic.thresholds
     box = (0, 0, width // 2, height)
     segment = NamedSegment(1, first.id, first.name, score, height * (width // 2), box, first.is_thing)
     return Segmentation(ids, [segment])
@@ -190,6 +190,7 @@ def test_the_token_is_asked_for_everything_but_page_and_health() -> None:
     assert wrong.headers["www-authenticate"] == "Bearer"
     right = asking.get("/v1/info", headers={"Authorization": "Bearer open sesame"}).json()
     assert right["model"]["clip_digest"] == MODEL.clip_digest
+    assert right["panoptic"]["object_threshold"] == 0.3  # what the page's slider starts at
     assert asking.get("/healthz").json() == {"status": "ok"}
     assert asking.get("/").status_code == 200
 

@@ -94,7 +94,7 @@ def build_api(
     info = ServiceInfo(
         version=__version__,
         model=model,
-        panoptic=dataclasses.asdict(panoptic),
+        panoptic=dataclasses.asdict(panoptic.resolved),
         limits=dataclasses.asdict(limits),
     )
     api.include_router(_v1(answer, info, panoptic, limits), dependencies=checks)

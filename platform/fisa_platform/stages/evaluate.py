@@ -66,9 +66,12 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     """Predict on a pool of actors; write and score in tasks; add the scores up here."""
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform import storage
+    from fisa_platform.classifier import check_weights
     from fisa_platform.manifest import open_version
     from fisa_platform.tables import WRITER, Written, collect, read_rows
 
+    if config.classifier is not None:
+        check_weights(config.classifier)
     categories = open_version(config.images_uri).manifest.vocabulary
     if categories is None:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fisa_model.config import PanopticConfig
 from fisa_model.mask_generators import GeneratorName
+from fisa_model.vocabulary import Vocabulary
 from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from fisa_model.mask_generators import MaskProposals
     from fisa_model.prediction import Prediction
-    from fisa_model.vocabulary import Vocabulary
     from fisa_platform.tables import Written
 
 ROWS_PER_FILE = 512
@@ -78,6 +78,8 @@ class LabelConfig:
             raise ValueError(
                 "either things and stuff, or vocabulary_uri must be given; they say which classes to name"
             )
+        if self.things or self.stuff:
+            Vocabulary.from_names(self.things or [], stuff=self.stuff or [])  # refuses names that occur twice
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.limit is not None and self.limit < 1:
@@ -89,8 +91,10 @@ class LabelConfig:
 def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageResult:
     """Predict on a pool of actors, write the table and the overlays in tasks, then export COCO's form."""
     from fisa_platform import storage
+    from fisa_platform.classifier import check_weights
     from fisa_platform.tables import WRITER, Written, collect
 
+    check_weights(config.classifier)
     vocabulary = read_vocabulary(config)
     output_uri = context.output.uri
     images, pool = read_images(config, compute)
@@ -122,7 +126,6 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
 
 def read_vocabulary(config: LabelConfig) -> Vocabulary:
     """The classes that the config names."""
-    from fisa_model.vocabulary import Vocabulary
     from fisa_platform.manifest import open_version
 
     if config.vocabulary_uri is None:

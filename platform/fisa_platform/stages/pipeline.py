@@ -51,8 +51,12 @@ class PipelineConfig:
 def run(config: PipelineConfig, compute: Compute, context: StageContext) -> StageResult:
     """Run every step that is not up to date, then say what took how long and where it is."""
     outcomes = runner.run_jobs(config.steps, context.progress)
-    messages = [outcome.message for outcome in outcomes if outcome.message]
+    messages = [_titled(outcome.name, outcome.message) for outcome in outcomes if outcome.message]
     return StageResult(message="\n\n".join([*messages, summary(outcomes)]))
+
+
+def _titled(name: str, message: str) -> str:
+    return f"{name}:\n{message}" if "\n" in message else f"{name}: {message}"
 
 
 def summary(outcomes: list[runner.Outcome]) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fisa_model.config import PanopticConfig
 from fisa_model.mask_generators import GeneratorName
-from fisa_platform.classifier import ClassifierConfig
+from fisa_platform.classifier import ClassifierConfig, check_weights
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.serving.limits import Batching, Limits
@@ -75,6 +75,7 @@ def run(config: ServeConfig, compute: Compute, context: StageContext) -> StageRe
     from fisa_platform.serving.app import build_app
     from fisa_platform.serving.segmenter import load_segmenter
 
+    check_weights(config.classifier)
     app = build_app(
         partial(load_segmenter, config.classifier, config.generator, config.generator_weights),
         panoptic=config.panoptic,

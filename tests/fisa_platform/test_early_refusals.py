@@ -1,0 +1,77 @@
+"""What would fail after minutes, or wait forever, is refused at once, by the name the spec has for it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fisa_model.config import fisa_toy
+from fisa_model.fisa import build_fisa
+from fisa_model.weights import save_fisa
+from fisa_platform.classifier import ClassifierConfig, check_weights
+from fisa_platform.compute import Compute, check_fits
+from fisa_platform.runner import run_job
+from fisa_platform.spec import job_from_data
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_fisa(path, build_fisa(fisa_toy())[0], fisa_toy())
+    return path
+
+
+def test_whole_weights_pass(weights: Path) -> None:
+    check_weights(ClassifierConfig(weights_uri=str(weights)))
+
+
+def test_damaged_weights_are_named_as_the_spec_names_them(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.safetensors"
+    path.write_bytes(weights.read_bytes()[:20_000])
+    with pytest.raises(ValueError, match=f"weights_uri: {path}: not a whole safetensors file"):
+        check_weights(ClassifierConfig(weights_uri=str(path)))
+
+
+def test_other_tensors_and_folders_without_weights_are_refused(tmp_path: Path) -> None:
+    clip = Path(__file__).parents[2] / "fisa_model/assets/toy_clip/open_clip_model.safetensors"
+    other = shutil.copy(clip, tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match="not written by a training run"):
+        check_weights(ClassifierConfig(weights_uri=str(other)))
+    with pytest.raises(ValueError, match="holds no version of weights"):
+        check_weights(ClassifierConfig(weights_uri=str(tmp_path)))
+
+
+def label_spec(**changes: Any) -> dict[str, Any]:
+    config = {
+        "images_uri": "/pictures",
+        "classifier": {"frozen": {"clip": {"model": "toy"}, "image_size": 224}},
+        "generator": "felzenszwalb",
+        "output_uri": "/out",
+        **changes,
+    }
+    return {"stage": "label", "config": config}
+
+
+def test_a_class_named_twice_is_a_mistake_of_the_spec() -> None:
+    with pytest.raises(ValueError, match="config: class name 'cat' occurs more than once"):
+        job_from_data(label_spec(things=["cat", "cat"]))
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "pictures").mkdir()
+    spec = label_spec(
+        images_uri=str(tmp_path / "pictures"), output_uri=str(tmp_path / "file" / "out"), things=["cat"]
+    )
+    with pytest.raises(OSError, match=r"output_uri: .*/file/out: cannot be made"):
+        run_job("label", job_from_data(spec), lambda line: None)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_that_this_machine_cannot_hold_is_refused() -> None:
+    check_fits(Compute(cpus_per_worker=4))
+    with pytest.raises(ValueError, match=r"compute.cpus_per_worker is 5, but this machine has 4 CPUs"):
+        check_fits(Compute(cpus_per_worker=5))
+    with pytest.raises(ValueError, match=r"compute.gpus_per_worker is 8, but this machine has \d+ GPUs"):
+        check_fits(Compute(gpus_per_worker=8))
