@@ -97,9 +97,15 @@ class FISA(nn.Module):
         """Class logits of the frozen CLIP for the same proposals, without anything that was trained.
 
         Raises:
-            ValueError: the path of image tokens was trained, so that `features` are no longer CLIP's.
+            ValueError: the path of image tokens or the language encoder was trained, so that `features` or
+                `class_tokens` are no longer CLIP's.
         """
         self._check(features, proposals, class_tokens)
+        if self.text_tower is not None:
+            raise ValueError(
+                "the language encoder of this model was trained, so the frozen CLIP is not in it; use an "
+                "ensemble with weights of trains_text false"
+            )
         if self.visual_encoder.trains_images:
             raise ValueError(
                 "the image path of this model was trained, so the frozen CLIP is not in it; use an ensemble "

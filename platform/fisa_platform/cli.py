@@ -90,7 +90,9 @@ def check(
         _say(f"{spec}: " + (f"stage {job.stage_name} of {len(jobs)} jobs" if is_many else "one stage"))
         for number, plan in enumerate(plans_of(jobs), start=1):
             _say(_plan_text(number, plan))
-            place = f"{spec}: config.steps.{plan.name}." if is_many else f"{spec}: "
+            place = f"{spec}: "
+            if is_many:  # a cell of an experiment stands nowhere in the spec under its own name
+                place += f"config.steps.{plan.name}." if plan.name in job.config.steps else f"{plan.name}: "
             mistakes += [place + problem for problem in plan.problems]
     if mistakes:
         raise SpecError(mistakes)

@@ -116,8 +116,8 @@ def check_fits(compute: Compute) -> None:
         wanted, most = getattr(compute, field_name), there.get(name, 0.0)
         if wanted > most:
             raise ValueError(
-                f"compute.{field_name} is {wanted:g}, but this machine has {most:g} {name}s; lower it, "
-                "or submit the job to a cluster that has them"
+                f"compute.{field_name} is {wanted:g}, but Ray on this machine has {most:g} {name}s; "
+                "lower it, or submit the job to a cluster that has them"
             )
 
 

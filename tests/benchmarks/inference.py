@@ -10,19 +10,17 @@ The last line is JSON.
 
 import argparse
 import json
-import platform
-import resource
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import interleave, machine
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from fisa_model.config import CLIPConfig, FISAConfig
+from fisa_model.config import CLIPConfig, FISAConfig, PanopticConfig
 from fisa_model.fisa import build_fisa
 from fisa_model.mask_generators import MaskProposals
 from fisa_model.mask_generators.mask2former import Mask2FormerGenerator
@@ -30,6 +28,8 @@ from fisa_model.predictor import FISAPredictor
 from fisa_model.text_encoder import ClassTokens
 
 VOCABULARIES = (1, 150, 847)
+EVERY = PanopticConfig(object_threshold=0.0)
+"""Random weights are sure of nothing, so that at a usual threshold there would be nothing to do."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -94,7 +94,7 @@ def build_stages(arguments: argparse.Namespace) -> dict[str, Callable[[], object
         stages[f"masks x {k} names"] = lambda tokens=tokens: predictor.classify(
             features, [size], [proposals], tokens
         )
-    stages["panoptic, 150 names"] = lambda: prediction.panoptic([True] * 150)
+    stages["panoptic, 150 names"] = lambda: prediction.panoptic([True] * 150, EVERY)
     stages["semantic, 150 names"] = prediction.semantic
     if not arguments.skip_generator:
         generator = swin_b(arguments.device)
@@ -102,32 +102,16 @@ def build_stages(arguments: argparse.Namespace) -> dict[str, Callable[[], object
     return stages
 
 
-def measure(stages: dict[str, Callable[[], object]], runs: int, device: str) -> dict[str, list[float]]:
-    """Seconds of interleaved runs."""
-    seconds: dict[str, list[float]] = {name: [] for name in stages}
-    for run in range(runs + 1):
-        for name, function in stages.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if run:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def main() -> None:
     arguments = parse_arguments()
-    seconds = measure(build_stages(arguments), arguments.runs, arguments.device)
+    stages = build_stages(arguments)
+    seconds: dict[str, list[float]] = {name: [] for name in stages}
+    peak = 0
+    for name, value, bytes_now in interleave(stages, arguments.runs, arguments.device):
+        seconds[name].append(value)
+        peak = max(peak, bytes_now)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     second = medians["masks x 150 names"] / (medians["image tower"] + medians["masks x 150 names"])
-    if arguments.device == "cuda":
-        peak, hardware = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
-    else:
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        hardware = platform.processor() or platform.machine()
     print(
         f"{arguments.model} at {arguments.size}, {arguments.masks} masks, picture of {arguments.height} x "
         f"{arguments.width}, {arguments.dtype} on {arguments.device}"
@@ -141,9 +125,7 @@ def main() -> None:
         "second_vocabulary_ratio": second,
         "peak_bytes": peak,
         **vars(arguments),
-        "torch": torch.__version__,
-        "hardware": hardware,
-        "threads": torch.get_num_threads(),
+        **machine(arguments.device),
     }
     print(json.dumps(result))
 

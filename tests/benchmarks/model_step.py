@@ -9,15 +9,13 @@ random: they change no cost. Runs are interleaved; the figures are medians. The 
 
 import argparse
 import json
-import platform
-import resource
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measuring import interleave, machine
 from torch import Tensor
 
 from fisa_model.config import CLIPConfig, FISAConfig
@@ -100,30 +98,6 @@ def make_tokens(width: int, device: str) -> ClassTokens:
     return ClassTokens(rows, torch.arange(CLASSES), rows).to(device)
 
 
-def interleave(
-    functions: dict[str, Callable[[], object]], runs: int, device: str
-) -> Iterator[tuple[str, float, int]]:
-    """Name, seconds and peak bytes of every timed run."""
-    for run in range(runs + 1):
-        for name, function in functions.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - started
-            if run:
-                yield name, seconds, peak_bytes(device)
-
-
-def peak_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def main() -> None:
     arguments = parse_arguments()
     batch = make_batch(arguments)
@@ -163,7 +137,6 @@ def main() -> None:
 def result(arguments: argparse.Namespace, medians: dict[str, float], peaks: dict[str, int]) -> dict[str, Any]:
     trunk = medians["trunk forward"]
     shared = medians.get("step, shared")
-    hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor()
     return {
         "trunk_seconds": trunk,
         "step_seconds": medians["step, mask_only"],
@@ -171,9 +144,7 @@ def result(arguments: argparse.Namespace, medians: dict[str, float], peaks: dict
         "shared_ratio": None if shared is None else shared / trunk,
         "peak_bytes": peaks["step, mask_only"],
         **vars(arguments),
-        "torch": torch.__version__,
-        "hardware": hardware or platform.machine(),
-        "threads": torch.get_num_threads(),
+        **machine(arguments.device),
     }
 
 

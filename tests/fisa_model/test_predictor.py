@@ -235,3 +235,13 @@ class TestEnsemble:
         )
         with pytest.raises(ValueError, match="the image path of this model was trained"):
             self.probs(predictor)
+
+    def test_needs_words_that_are_clips(self, config: FISAConfig, tmp_path: Path) -> None:
+        texts = dataclasses.replace(config, trains_text=True)
+        names = json.dumps(self.WORDS.to_json())
+        save_fisa(tmp_path / "w.safetensors", build_fisa(texts)[0], texts, {"vocabulary": names})
+        predictor = FISAPredictor.load(
+            tmp_path / "w.safetensors", generator=halves, ensemble=EnsembleConfig()
+        )
+        with pytest.raises(ValueError, match="the language encoder of this model was trained"):
+            self.probs(predictor)

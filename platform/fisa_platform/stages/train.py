@@ -376,13 +376,14 @@ def build_batches(
 def _write_outputs(
     output_uri: str, config: TrainConfig, model: FISA, vocabulary: Vocabulary, history: list[dict[str, float]]
 ) -> None:
+    from fisa_model.predictor import TEMPLATES_KEY, VOCABULARY_KEY
     from fisa_model.weights import save_fisa
     from fisa_platform import storage
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS_NAME
         seen = json.dumps(vocabulary.to_json(), ensure_ascii=False)
-        save_fisa(path, model, config.model, {"templates": config.templates, "vocabulary": seen})
+        save_fisa(path, model, config.model, {TEMPLATES_KEY: config.templates, VOCABULARY_KEY: seen})
         storage.write_bytes(storage.join(output_uri, WEIGHTS_NAME), path.read_bytes())
     storage.write_bytes(storage.join(output_uri, METRICS_NAME), _history_text(history).encode())
 
