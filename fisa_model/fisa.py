@@ -33,6 +33,17 @@ class FISAOutput:
     """[B, Q, h, w], the proposals after the Distribution Adapter."""
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptedMasks:
+    """Proposals as mask tokens look through them; it depends on neither words nor pixels."""
+
+    mask_logits: Tensor
+    """[B, Q, h, w], the proposals after the Distribution Adapter."""
+
+    bias: Tensor
+    """[B, 1, Q, 1 + P], see `attention_bias`."""
+
+
 class FISA(nn.Module):
     """A frozen CLIP with what the paper adds to it."""
 
@@ -73,7 +84,7 @@ class FISA(nn.Module):
             proposals: [B, Q, h, w], mask logits of the frozen generator, in the frame of `images`.
             class_tokens: the vocabulary, for all B images.
         """
-        return self.classify(self.encode_images(images), proposals, class_tokens)
+        return self.classify(self.encode_images(images), self.adapt_masks(proposals), class_tokens)
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """The costly half, [B, 3, S, S] -> features that serve any proposals and any vocabulary."""
@@ -82,25 +93,37 @@ class FISA(nn.Module):
             raise ValueError(f"images must be [B, 3, {side}, {side}], got {list(images.shape)}")
         return self.visual_encoder.encode_images(images)
 
-    def classify(self, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens) -> FISAOutput:
-        """The cheap half: proposals [B, Q, h, w] of encoded images against one vocabulary."""
-        self._check(features, proposals, class_tokens)
-        mask_logits = self.adapter(proposals)
-        bias = self._bias(mask_logits, self.bias)
+    def adapt_masks(self, proposals: Tensor, *, frozen: bool = False) -> AdaptedMasks:
+        """Proposals [B, Q, h, w] -> masks that serve any vocabulary; `frozen` takes them as they came."""
+        if proposals.ndim != 4:
+            raise ValueError(f"proposals must be [B, Q, h, w], got {list(proposals.shape)}")
+        mask_logits = proposals if frozen else self.adapter(proposals)
+        bias = attention_bias(
+            mask_logits,
+            image_size=self.image_size,
+            grid_size=self.visual_encoder.grid_size,
+            kind="hard" if frozen else self.bias,
+            cls_key=self.cls_key,
+        )
+        return AdaptedMasks(mask_logits, bias)
+
+    def classify(self, features: ImageFeatures, masks: AdaptedMasks, class_tokens: ClassTokens) -> FISAOutput:
+        """The cheap half: masks of encoded images against one vocabulary."""
+        self._check(features, masks, class_tokens)
         guide = None if self.seve is None else self.seve.guide(class_tokens.targets)
-        embeddings = self.visual_encoder.embed_masks(features, bias, guide)
-        return FISAOutput(class_logits(embeddings, class_tokens, self.clip.logit_scale), mask_logits)
+        embeddings = self.visual_encoder.embed_masks(features, masks.bias, guide)
+        return FISAOutput(class_logits(embeddings, class_tokens, self.clip.logit_scale), masks.mask_logits)
 
     def classify_frozen(
-        self, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens
+        self, features: ImageFeatures, masks: AdaptedMasks, class_tokens: ClassTokens
     ) -> Tensor:
-        """Class logits of the frozen CLIP for the same proposals, without anything that was trained.
+        """Class logits of the frozen CLIP, without anything that was trained, for masks adapted `frozen`.
 
         Raises:
             ValueError: the path of image tokens or the language encoder was trained, so that `features` or
                 `class_tokens` are no longer CLIP's.
         """
-        self._check(features, proposals, class_tokens)
+        self._check(features, masks, class_tokens)
         if self.text_tower is not None:
             raise ValueError(
                 "the language encoder of this model was trained, so the frozen CLIP is not in it; use an "
@@ -111,23 +134,14 @@ class FISA(nn.Module):
                 "the image path of this model was trained, so the frozen CLIP is not in it; use an ensemble "
                 "with weights of trained 'simo' or 'seve_only' and query_projection 'mask_only'"
             )
-        embeddings = self.visual_encoder.embed_masks(features, self._bias(proposals, "hard"), frozen=True)
+        embeddings = self.visual_encoder.embed_masks(features, masks.bias, frozen=True)
         return class_logits(embeddings, class_tokens, self.clip.logit_scale)
 
-    def _bias(self, mask_logits: Tensor, kind: Literal["hard", "soft"]) -> Tensor:
-        return attention_bias(
-            mask_logits,
-            image_size=self.image_size,
-            grid_size=self.visual_encoder.grid_size,
-            kind=kind,
-            cls_key=self.cls_key,
-        )
-
-    def _check(self, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens) -> None:
-        if proposals.ndim != 4 or len(proposals) != len(features.cls_token):
+    def _check(self, features: ImageFeatures, masks: AdaptedMasks, class_tokens: ClassTokens) -> None:
+        if len(masks.mask_logits) != len(features.cls_token):
             raise ValueError(
                 f"proposals must be [B, Q, h, w] for B = {len(features.cls_token)} images, "
-                f"got {list(proposals.shape)}"
+                f"got {list(masks.mask_logits.shape)}"
             )
         width = self.visual_encoder.output_width
         if class_tokens.classifier.shape[-1] != width:

@@ -37,7 +37,7 @@ def uncertain_points(mask_logits: Tensor, num_points: int) -> Tensor:
     important = int(IMPORTANT_SHARE * num_points)
     candidates = torch.rand(masks, OVERSAMPLE * num_points, 2, device=mask_logits.device)
     certainty = point_sample(mask_logits, candidates).abs()
-    chosen = certainty.topk(important, dim=1, largest=False).indices
+    chosen = certainty.topk(important, dim=1, largest=False, sorted=False).indices
     sampled = candidates.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
     elsewhere = torch.rand(masks, num_points - important, 2, device=mask_logits.device)
     return torch.cat([sampled, elsewhere], dim=1)

@@ -73,13 +73,13 @@ class FISAObjective(nn.Module):
         proposals, valid = batch.proposals, batch.valid
         all_learn = self.criterion.no_object_weight > 0
         with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
-            output = self.model.classify(features, proposals, tokens)
+            output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)
         matches = self.matcher(output, batch.targets, valid)
         if not all_learn:
             # An unmatched proposal has no loss, and mask tokens do not see one another. So of a hundred
             # proposals only the few that are matched are run again, with gradients.
             proposals, valid, matches = keep_matched(proposals, matches)
-            output = self.model.classify(features, proposals, tokens)
+            output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)
         num_masks = self.mean_over_ranks(sum(len(target.labels) for target in batch.targets))
         return self.criterion(
             output,

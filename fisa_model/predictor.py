@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from fisa_model.config import TOY_CLIP, AdapterConfig, EnsembleConfig, FISAConfig, PanopticConfig, SEVEConfig
 from fisa_model.device import default_device, default_dtype
 from fisa_model.ensemble import ensemble
-from fisa_model.fisa import FISA, FISAOutput, build_fisa
+from fisa_model.fisa import FISA, AdaptedMasks, FISAOutput, build_fisa
 from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_generator
 from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
 from fisa_model.segmentation import Segmentation, name_segments
@@ -34,11 +35,31 @@ VOCABULARY_KEY = "vocabulary"
 DEFAULT_TEMPLATES = "vild"
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedProposals:
+    """Proposals of B images, ready for any number of vocabularies."""
+
+    adapted: AdaptedMasks
+    """Filled up to the largest Q."""
+
+    frozen: AdaptedMasks | None
+    """The same for the frozen CLIP, where it has a say."""
+
+    mask_logits: list[Tensor]
+    """[Q, h, w] of each image, at the proposals' own resolution, after the Distribution Adapter."""
+
+    scores: list[Tensor]
+    """[Q] of each image, the generator's objectness."""
+
+    sizes: list[tuple[int, int]]
+    """(H, W) of each image."""
+
+
 class FISAPredictor:
     """A model, its words and a mask generator.
 
-    `segment` is for people; `encode_vocabulary`, `encode_images` and `predict` are its parts, for programs
-    that bring their own proposals or keep image features for another vocabulary.
+    `segment` is for people; `encode_vocabulary`, `encode_images`, `prepare` and `classify` are its parts, for
+    programs that bring their own proposals, or keep image and masks for another vocabulary.
     """
 
     def __init__(
@@ -179,7 +200,8 @@ class FISAPredictor:
         if not images:
             return []
         sizes = [(image.shape[0], image.shape[1]) for image in images]
-        return self.classify(self.encode_images(images), sizes, proposals, class_tokens)
+        prepared = self.prepare(proposals, sizes)
+        return self.classify(self.encode_images(images), prepared, class_tokens)
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> ImageFeatures:
@@ -194,45 +216,60 @@ class FISAPredictor:
         return features
 
     @torch.inference_mode()
-    def classify(
-        self,
-        features: ImageFeatures,
-        sizes: Sequence[tuple[int, int]],
-        proposals: Sequence[MaskProposals],
-        class_tokens: ClassTokens,
-    ) -> list[Prediction]:
-        """The cheap half of `predict`: proposals of encoded images, whose sizes are (H, W), against words."""
+    def prepare(
+        self, proposals: Sequence[MaskProposals], sizes: Sequence[tuple[int, int]]
+    ) -> PreparedProposals:
+        """The part of `predict` that needs only proposals, of images whose sizes are (H, W)."""
         if len(proposals) != len(sizes):
             raise ValueError(
                 f"{len(sizes)} images came with proposals of {len(proposals)}; give one set an image"
             )
         for masks in proposals:
             check_proposals(masks)
+        device = self.model.device
         scaled = [to_model_proposals(masks, image_size=self.model.image_size) for masks in proposals]
-        padded, _ = pad_proposals(scaled)
-        padded = padded.to(self.model.device)
+        padded = pad_proposals(scaled)[0].to(device)
         with self._autocast():
-            output = self.model.classify(features, padded, class_tokens)
-            probs = self._class_probs(output, features, padded, class_tokens)
+            adapted = self.model.adapt_masks(padded)
+            frozen = None if self.ensemble is None else self.model.adapt_masks(padded, frozen=True)
+        changes = (adapted.mask_logits - padded).float()
+        return PreparedProposals(
+            adapted,
+            frozen,
+            [_adapt(masks, change) for masks, change in zip(proposals, changes, strict=True)],
+            [to_tensor(masks.scores).to(device) for masks in proposals],
+            list(sizes),
+        )
+
+    @torch.inference_mode()
+    def classify(
+        self, features: ImageFeatures, prepared: PreparedProposals, class_tokens: ClassTokens
+    ) -> list[Prediction]:
+        """The cheap half of `predict`: prepared proposals of encoded images against words."""
+        with self._autocast():
+            output = self.model.classify(features, prepared.adapted, class_tokens)
+            probs = self._class_probs(output, features, prepared.frozen, class_tokens)
         if not torch.isfinite(output.class_logits).all():
             raise ValueError(
                 "the model's class logits are NaN or infinite; the weights are damaged or diverged"
             )
-        return [
-            _prediction(output, probs, padded, i, masks, size)
-            for i, (masks, size) in enumerate(zip(proposals, sizes, strict=True))
-        ]
+        rows = zip(probs, prepared.mask_logits, prepared.scores, prepared.sizes, strict=True)
+        return [Prediction(row[: len(masks)], masks, scores, size) for row, masks, scores, size in rows]
 
     def _class_probs(
-        self, output: FISAOutput, features: ImageFeatures, proposals: Tensor, class_tokens: ClassTokens
+        self,
+        output: FISAOutput,
+        features: ImageFeatures,
+        frozen_masks: AdaptedMasks | None,
+        class_tokens: ClassTokens,
     ) -> Tensor:
         """[B, Q, K], without void."""
         columns = slice(class_tokens.num_classes)
         probs = output.class_logits.float().softmax(dim=-1)[..., columns]
-        if self.ensemble is None or class_tokens.seen is None:
+        if self.ensemble is None or frozen_masks is None or class_tokens.seen is None:
             return probs
-        frozen = self.model.classify_frozen(features, proposals, class_tokens).softmax(dim=-1)[..., columns]
-        return ensemble(probs, frozen, class_tokens.seen, self.ensemble)
+        logits = self.model.classify_frozen(features, frozen_masks, class_tokens)
+        return ensemble(probs, logits.softmax(dim=-1)[..., columns], class_tokens.seen, self.ensemble)
 
     def _autocast(self) -> torch.autocast:
         lower = self.dtype != torch.float32
@@ -241,24 +278,14 @@ class FISAPredictor:
         )
 
 
-def _prediction(
-    output: FISAOutput,
-    class_probs: Tensor,
-    inputs: Tensor,
-    row: int,
-    proposals: MaskProposals,
-    size: tuple[int, int],
-) -> Prediction:
-    count = len(proposals)
-    native = to_tensor(proposals.mask_logits).to(inputs.device)
-    change = (output.mask_logits[row, :count] - inputs[row, :count]).float()
-    # The adapter works at a quarter of the model's resolution; what it adds goes onto the masks as they came.
-    if count and change.any():
-        native = (
-            native
-            + F.interpolate(change[None], size=native.shape[1:], mode="bilinear", align_corners=False)[0]
-        )
-    return Prediction(class_probs[row, :count], native, to_tensor(proposals.scores).to(inputs.device), size)
+def _adapt(proposals: MaskProposals, change: Tensor) -> Tensor:
+    """Masks as they came, and on them what the adapter adds at a quarter of the model's resolution."""
+    masks = to_tensor(proposals.mask_logits).to(change.device)
+    change = change[: len(masks)]
+    if not change.any():
+        return masks
+    size = masks.shape[1:]
+    return masks + F.interpolate(change[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def _vocabulary_of(metadata: Mapping[str, str]) -> Vocabulary | None:

@@ -73,9 +73,7 @@ class ImageBlock(nn.Module):
         self, tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Attention and MLP with their residuals: tokens and queries [B, N, C] -> [B, N, C]."""
-        attended = F.scaled_dot_product_attention(
-            split_heads(queries, self.heads), keys, values, attn_mask=bias
-        )
+        attended = attend(split_heads(queries, self.heads), keys, values, bias)
         tokens = tokens + self.out_proj(attended.transpose(1, 2).flatten(2))
         hidden = self.activation(self.c_fc(self.ln_2(tokens)))
         finished: Tensor = tokens + self.c_proj(hidden)
@@ -224,6 +222,17 @@ def resize_position_embedding(embedding: Tensor, grid_size: int) -> Tensor:
     grid = embedding[1:].T.reshape(1, -1, side, side)
     resized = F.interpolate(grid, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
     return torch.cat([embedding[:1], resized[0].flatten(1).T])
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of [B, heads, N, c] to [B, heads, M, c], a bias added to its scores -> [B, heads, N, c]."""
+    only_queries_learn = torch.is_grad_enabled() and queries.requires_grad and not keys.requires_grad
+    if bias is None or not only_queries_learn or queries.device.type != "cpu":
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+    # torch's own on a CPU fills gradients of frozen keys and values, too: for a few mask tokens that took
+    # longer than the rest of the backward pass. All images at once would copy keys and values into one piece.
+    images = zip(queries * queries.shape[-1] ** -0.5, keys, values, bias, strict=True)
+    return torch.stack([(q @ k.mT + b).softmax(dim=-1) @ v for q, k, v, b in images])
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

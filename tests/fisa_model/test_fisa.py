@@ -41,10 +41,10 @@ def test_permuting_classes_permutes_logits(
 def test_any_vocabulary_fits_the_same_weights(
     model: FISA, images: Tensor, proposals: Tensor, text_encoder: TextEncoder
 ) -> None:
-    features = model.encode_images(images)
+    features, masks = model.encode_images(images), model.adapt_masks(proposals)
     for size in (1, 133, 847):
         tokens = encode(text_encoder, [f"thing {k}" for k in range(size)])
-        assert model.classify(features, proposals, tokens).class_logits.shape == (2, 5, size)
+        assert model.classify(features, masks, tokens).class_logits.shape == (2, 5, size)
 
 
 def encode(text_encoder: TextEncoder, names: list[str]) -> ClassTokens:
@@ -56,7 +56,7 @@ def test_features_are_reused_exactly(
 ) -> None:
     features = model.encode_images(images)
     assert torch.equal(
-        model.classify(features, proposals, class_tokens).class_logits,
+        model.classify(features, model.adapt_masks(proposals), class_tokens).class_logits,
         model(images, proposals, class_tokens).class_logits,
     )
 

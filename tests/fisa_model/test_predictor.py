@@ -77,12 +77,13 @@ def test_more_proposals_in_a_neighbour_change_nothing(predictor: FISAPredictor) 
         torch.testing.assert_close(alone.mask_logits, beside.mask_logits, atol=1e-4, rtol=0)
 
 
-def test_features_serve_another_vocabulary(predictor: FISAPredictor) -> None:
+def test_features_and_masks_serve_another_vocabulary(predictor: FISAPredictor) -> None:
     image = picture()
     features = predictor.encode_images([image])
+    prepared = predictor.prepare([halves(image)], [(20, 30)])
     for names in (["cat"], ["a", "b", "c"]):
         tokens = predictor.encode_vocabulary(Vocabulary.from_names(names))
-        [reused] = predictor.classify(features, [(20, 30)], [halves(image)], tokens)
+        [reused] = predictor.classify(features, prepared, tokens)
         [fresh] = predictor.predict([image], [halves(image)], tokens)
         assert torch.equal(reused.class_probs, fresh.class_probs)
 

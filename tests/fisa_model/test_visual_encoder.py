@@ -11,7 +11,7 @@ from torch import Tensor
 from fisa_model.fisa import FISA
 from fisa_model.image_tower import ImageTower
 from fisa_model.mask_attention import attention_bias
-from fisa_model.visual_encoder import MaskTokenEncoder, resize_position_embedding
+from fisa_model.visual_encoder import MaskTokenEncoder, attend, resize_position_embedding
 
 
 def open_bias(batch: int, masks: int, patches: int = 16) -> Tensor:
@@ -140,3 +140,36 @@ def test_model_refuses_other_shapes(
         model.encode_images(images[..., :8])
     with pytest.raises(ValueError, match=r"proposals must be \[B, Q, h, w\] for B = 2"):
         model(images, proposals[:1], class_tokens)
+    with pytest.raises(ValueError, match=r"proposals must be \[B, Q, h, w\], got"):
+        model(images, proposals[0], class_tokens)
+
+
+def test_mask_tokens_that_learn_attend_as_those_that_do_not(
+    encoder: MaskTokenEncoder, images: Tensor, proposals: Tensor
+) -> None:
+    features, bias = encoder.encode_images(images), random_bias(proposals)
+    for parameter in encoder.query_projections.parameters():
+        parameter.requires_grad = True
+    learning = encoder.embed_masks(features, bias)
+    assert learning.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(learning, encoder.embed_masks(features, bias), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("learn", ["queries", "all"])
+def test_gradients_of_attention_are_those_of_its_formula(learn: str) -> None:
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, n, 4, dtype=torch.double) for n in (5, 7, 7))
+    bias = torch.zeros(2, 1, 5, 7, dtype=torch.double).masked_fill(torch.rand(2, 1, 5, 7) > 0.6, -torch.inf)
+    bias[..., 0] = 0.0
+    inputs = [queries, keys, values] if learn == "all" else [queries]
+    for tensor in inputs:
+        tensor.requires_grad = True
+    expected = ((queries @ keys.mT) / 2 + bias).softmax(-1) @ values
+    attended = attend(queries, keys, values, bias)
+    torch.testing.assert_close(attended, expected)
+    seen = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad((attended * seen).sum(), inputs),
+        torch.autograd.grad((expected * seen).sum(), inputs),
+    )

@@ -44,8 +44,7 @@ class Segmenter:
             height, width, _ = question.image.shape
             (prediction,) = self.predictor.classify(
                 _image_row(features, row),
-                [(height, width)],
-                [masks],
+                self.predictor.prepare([masks], [(height, width)]),
                 self.predictor.encode_vocabulary(question.vocabulary),
             )
             result = prediction.panoptic(question.vocabulary.is_thing, question.panoptic)
