@@ -47,6 +47,7 @@ class FISAObjective(nn.Module):
     """The mask classifier with its matcher and its criterion, over one vocabulary.
 
     `class_tokens` may be a function that encodes the vocabulary anew, for a language encoder that learns.
+    `generator` proposes in place of the batch, images [B, 3, S, S] -> [B, Q, h, w], and may learn.
     `mean_over_ranks` averages a number that each rank brings, so that all divide mask losses by the same.
     """
 
@@ -57,10 +58,12 @@ class FISAObjective(nn.Module):
         criterion: Criterion,
         class_tokens: ClassTokens | Callable[[], ClassTokens],
         *,
+        generator: nn.Module | None = None,
         mean_over_ranks: Callable[[float], float] = float,
     ) -> None:
         super().__init__()
         self.model = model
+        self.generator = generator
         self.matcher = matcher
         self.criterion = criterion
         self.class_tokens = class_tokens
@@ -71,6 +74,9 @@ class FISAObjective(nn.Module):
         tokens = self.class_tokens if isinstance(self.class_tokens, ClassTokens) else self.class_tokens()
         features = self.model.encode_images(batch.images)
         proposals, valid = batch.proposals, batch.valid
+        if self.generator is not None:
+            proposals = self.generator(batch.images)
+            valid = torch.ones(proposals.shape[:2], dtype=torch.bool, device=proposals.device)
         all_learn = self.criterion.no_object_weight > 0
         with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
             output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)

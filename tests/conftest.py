@@ -129,3 +129,35 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     pytest.fail(f"the S3 server did not answer at {url}")
+
+
+@pytest.fixture(scope="session")
+def mask2former_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mask2Former with random weights, as transformers saves it."""
+    import torch
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    torch.manual_seed(0)
+    config = Mask2FormerConfig(
+        backbone_config=SwinConfig(
+            image_size=64,
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 1, 1],
+            window_size=4,
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        ),
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=7,
+        num_labels=5,
+    )
+    folder = tmp_path_factory.mktemp("mask2former")
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    return folder

@@ -1,13 +1,16 @@
-"""Mask2Former as a frozen mask generator, through transformers.
+"""Mask2Former as a mask generator, through transformers: frozen, or learning with the classifier.
 
 Only its mask logits are taken, and how surely a mask is any object; its class names are not used.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
 from fisa_model.mask_generators import MaskProposals
@@ -18,6 +21,9 @@ DEFAULT_WEIGHTS = "facebook/mask2former-swin-base-coco-panoptic"
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+
+NOT_IN_MASKS = ("class_predictor.", "encoder.swin.layernorm.")
+"""What masks do not depend on: the names of classes, and a norm of Swin's that only its classifier uses."""
 
 
 class Mask2FormerGenerator:
@@ -39,14 +45,7 @@ class Mask2FormerGenerator:
     @classmethod
     def load(cls, weights: str, *, device: torch.device | str = "cpu") -> "Mask2FormerGenerator":
         """From a folder or a hub name."""
-        try:
-            network = Mask2FormerForUniversalSegmentation.from_pretrained(weights, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"Mask2Former {weights!r} could not be loaded: {error}; give a folder with config.json and "
-                "model.safetensors, or a hub name that can be reached"
-            ) from error
-        return cls(network, device=device)
+        return cls(load_network(weights), device=device)
 
     @torch.inference_mode()
     def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
@@ -57,3 +56,63 @@ class Mask2FormerGenerator:
         scores = 1 - output.class_queries_logits[0].float().softmax(dim=-1)[:, -1]
         masks = crop_masks(output.masks_queries_logits[0].float(), *pixels.shape[1:])
         return MaskProposals(masks.cpu().numpy(), scores.cpu().numpy())
+
+
+class LearningMask2Former(nn.Module):
+    """A Mask2Former that proposes in the training loop, for the frame of training, and learns there.
+
+    The paper's "+ mask generator" (table 3). It learns from the losses of matched masks alone. It stays in
+    evaluation mode, without stochastic depth and with the batch statistics it came with, as it is used later.
+    """
+
+    def __init__(self, network: Any, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        """`mean` and `std` are CLIP's, which the images of a batch were normalised with."""
+        super().__init__()
+        self.network = network
+        self.mean = mean
+        self.std = std
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad = not any(part in name for part in NOT_IN_MASKS)
+
+    @classmethod
+    def load(cls, weights: str, *, mean: Sequence[float], std: Sequence[float]) -> "LearningMask2Former":
+        """From a folder or a hub name."""
+        return cls(load_network(weights), mean=mean, std=std)
+
+    def train(self, mode: bool = True) -> "LearningMask2Former":  # noqa: FBT001, FBT002 - torch's signature
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S], CLIP-normalised -> mask logits [B, Q, S / 4, S / 4], always in float32."""
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = images.float() * _column(self.std, images) + _column(self.mean, images)
+            normalised = (255 * pixels - _column(MEAN, images)) / _column(STD, images)
+            output = self.network(pixel_values=torch.stack([pad(image) for image in normalised]))
+            masks: Tensor = output.masks_queries_logits
+        return torch.stack([crop_masks(rows, *images.shape[2:]) for rows in masks])
+
+    def save(self, folder: Path) -> None:
+        """As transformers saves it: what `Mask2FormerGenerator.load` takes."""
+        self.network.save_pretrained(folder)
+
+
+def load_network(weights: str) -> Any:
+    """A Mask2Former from a folder or a hub name.
+
+    Raises:
+        ValueError: there is none, or it cannot be reached.
+    """
+    try:
+        return Mask2FormerForUniversalSegmentation.from_pretrained(weights, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Mask2Former {weights!r} could not be loaded: {error}; give a folder with config.json and "
+            "model.safetensors, or a hub name that can be reached"
+        ) from error
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """One value a channel, for images [B, 3, H, W]."""
+    return torch.tensor(values, device=like.device).view(3, 1, 1)

@@ -7,39 +7,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+from transformers import Mask2FormerForUniversalSegmentation
 
 from fisa_model.mask_generators import MaskProposals, load_mask_generator
 from fisa_model.mask_generators.detectron2 import Detectron2Generator
 from fisa_model.mask_generators.frame import crop_masks, pad, resize, resized_shape
-from fisa_model.mask_generators.mask2former import Mask2FormerGenerator
+from fisa_model.mask_generators.mask2former import (
+    LearningMask2Former,
+    Mask2FormerGenerator,
+    load_network,
+)
 from fisa_model.mask_generators.oracle import true_proposals
 
 
-@pytest.fixture(scope="module")
-def network() -> Mask2FormerForUniversalSegmentation:
-    torch.manual_seed(0)
-    config = Mask2FormerConfig(
-        backbone_config=SwinConfig(
-            image_size=64,
-            embed_dim=8,
-            depths=[1, 1, 1, 1],
-            num_heads=[1, 1, 1, 1],
-            window_size=4,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        ),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        dim_feedforward=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=7,
-        num_labels=5,
-    )
-    return Mask2FormerForUniversalSegmentation(config)
+@pytest.fixture
+def network(mask2former_folder: Path) -> Mask2FormerForUniversalSegmentation:
+    return load_network(str(mask2former_folder))
 
 
 def test_mask2former_proposes_in_the_images_own_frame(network: Mask2FormerForUniversalSegmentation) -> None:
@@ -51,15 +34,32 @@ def test_mask2former_proposes_in_the_images_own_frame(network: Mask2FormerForUni
     assert np.array_equal(proposals.mask_logits, generator(image).mask_logits)
 
 
-def test_mask2former_is_loaded_from_a_folder(
-    network: Mask2FormerForUniversalSegmentation, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("m2f")
-    network.save_pretrained(folder)
-    loaded = load_mask_generator("mask2former", weights=str(folder))
+def test_mask2former_is_loaded_from_a_folder(mask2former_folder: Path) -> None:
+    loaded = load_mask_generator("mask2former", weights=str(mask2former_folder))
     assert isinstance(loaded, Mask2FormerGenerator)
     with pytest.raises(ValueError, match="could not be loaded"):
-        load_mask_generator("mask2former", weights=str(folder / "nowhere"))
+        load_mask_generator("mask2former", weights=str(mask2former_folder / "nowhere"))
+
+
+def test_a_learning_mask2former_proposes_what_the_frozen_one_does(
+    network: Mask2FormerForUniversalSegmentation, tmp_path: Path
+) -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    learning = LearningMask2Former(network, mean=mean, std=std).train()
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    frozen = Mask2FormerGenerator(network, shortest=40, longest=60)(image).mask_logits
+    pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
+    normalised = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    masks = learning(torch.stack([normalised, normalised.flip(-1)]))
+    assert masks.shape == (2, 7, 10, 10)
+    np.testing.assert_allclose(masks[0].detach().numpy(), frozen, atol=1e-4)
+    masks.square().sum().backward()
+    learns = {name: p for name, p in learning.named_parameters() if p.requires_grad}
+    assert {name for name, p in learns.items() if p.grad is None} == set()
+    assert not any(module.training for module in learning.network.modules())
+    learning.save(tmp_path)
+    saved = load_network(str(tmp_path)).state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in network.state_dict().items())
 
 
 class Stub(torch.nn.Module):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_model.mask_generators import GeneratorName
@@ -13,7 +15,7 @@ from fisa_platform.job import StageContext, StageResult
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fisa_model.mask_generators import MaskProposals
+    from fisa_model.mask_generators import MaskGenerator, MaskProposals
 
 TRUTH = ("panoptic", "segments_info")
 """Columns of the images table that only the oracle reads."""
@@ -33,6 +35,9 @@ class ProposeConfig:
     generator_weights: str | None = None
     """Folder or hub name of the generator's weights; none for a generator that has none."""
 
+    generator_uri: str | None = None
+    """In place of generator_weights: what `train` wrote when its Mask2Former learnt."""
+
     batch_size: int = 8
     """Images that a worker takes at once."""
 
@@ -47,6 +52,13 @@ class ProposeConfig:
             raise ValueError(
                 f"generator_weights: 'oracle' has none, got {self.generator_weights!r}; remove it"
             )
+        if self.generator_uri is not None and (
+            self.generator != "mask2former" or self.generator_weights is not None
+        ):
+            raise ValueError(
+                "generator_uri names a Mask2Former: generator must be 'mask2former' and generator_weights "
+                f"none, got {self.generator!r} and {self.generator_weights!r}"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.rows_per_file < 1:
@@ -58,12 +70,16 @@ class ProposeConfig:
 class Proposer:
     """Loads the generator once for each actor, then turns encoded images into mask proposals."""
 
-    def __init__(self, generator: str, weights: str | None, device: str) -> None:
+    def __init__(self, config: ProposeConfig, device: str) -> None:
         from fisa_model.mask_generators import load_mask_generator
 
-        self.generator = (
-            None if generator == "oracle" else load_mask_generator(generator, weights=weights, device=device)
-        )
+        self.generator: MaskGenerator | None = None
+        if config.generator_uri is not None:
+            self.generator = load_trained_generator(config.generator_uri, device)
+        elif config.generator != "oracle":
+            self.generator = load_mask_generator(
+                config.generator, weights=config.generator_weights, device=device
+            )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from fisa_platform.schema import PROPOSALS
@@ -82,6 +98,29 @@ class Proposer:
         except ValueError as error:
             return {**key, "reason": str(error)}
         return {**key, **encode_proposals(proposals, *image.shape[:2])}
+
+
+def load_trained_generator(uri: str, device: str) -> MaskGenerator:
+    """The Mask2Former that learnt in a run of `train`.
+
+    Raises:
+        ValueError: none did.
+    """
+    from fisa_model.mask_generators import load_mask_generator
+    from fisa_platform import storage
+    from fisa_platform.manifest import open_version
+    from fisa_platform.stages.train import GENERATOR_NAME
+
+    files = open_version(uri).files(prefix=f"{GENERATOR_NAME}/")
+    if not files:
+        raise ValueError(
+            f"generator_uri: {uri}: no generator learnt in this run; give its training generator_weights, or "
+            "name the frozen generator here"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            storage.download(file, Path(folder) / file.rpartition("/")[2])
+        return load_mask_generator("mask2former", weights=folder, device=device)
 
 
 def true_proposals_of(row: dict[str, Any]) -> MaskProposals:
@@ -108,7 +147,7 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
     device = "cuda" if compute.gpus_per_worker else "cpu"
     proposals = images.map_batches(
         Proposer,
-        fn_constructor_args=(config.generator, config.generator_weights, device),
+        fn_constructor_args=(config, device),
         batch_size=config.batch_size,
         batch_format="pyarrow",
         compute=pool,

@@ -7,13 +7,8 @@ goes on from the last one.
 from __future__ import annotations
 
 import json
-import logging
-import tempfile
-import traceback
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from fisa_model.config import FISAConfig
 from fisa_platform.classifier import WEIGHTS_NAME
@@ -22,21 +17,9 @@ from fisa_platform.job import StageContext, StageResult
 from fisa_platform.training.batches import BatchConfig
 from fisa_platform.training.optim import OptimizerConfig, ScheduleConfig
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from accelerate import Accelerator
-
-    from fisa_model.fisa import FISA
-    from fisa_model.objective import FISAObjective, TrainingBatch
-    from fisa_model.text_encoder import ClassTokens
-    from fisa_model.vocabulary import Vocabulary
-    from fisa_platform.training.batches import TrainingExamples
-    from fisa_platform.training.loop import LoopConfig, TrainingState
-
-logger = logging.getLogger(__name__)
-
 METRICS_NAME = "metrics.jsonl"
+GENERATOR_NAME = "generator"
+"""Folder of a mask generator that learnt, as transformers saves it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +42,6 @@ class TrainConfig:
     images_uri: str
     """Table of images with ground truth, written by `shard`; its vocabulary is what is learnt."""
 
-    proposals_uri: str
-    """Table of proposals for these images, written by `propose`."""
-
     output_uri: str
     """Where the weights go."""
 
@@ -70,6 +50,12 @@ class TrainConfig:
 
     iterations: int
     """Optimizer steps."""
+
+    proposals_uri: str | None = None
+    """Table of proposals for these images, written by `propose`."""
+
+    generator_weights: str | None = None
+    """In place of proposals_uri: a Mask2Former, folder or hub name, that proposes in training, and learns."""
 
     templates: Literal["vild", "photo", "literal"] = "vild"
     """Sentences that class names are put into."""
@@ -98,6 +84,11 @@ class TrainConfig:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
         if self.checkpoint_interval < 0:
             raise ValueError(f"checkpoint_interval must be 0 or more, got {self.checkpoint_interval}")
+        if (self.proposals_uri is None) == (self.generator_weights is None):
+            raise ValueError(
+                "exactly one of proposals_uri and generator_weights must be given; proposals_uri is what "
+                "`propose` wrote"
+            )
         if self.model.trained == "none":
             raise ValueError("model.trained is 'none', so there is nothing to train; choose 'simo'")
         if self.loss.no_object_weight > 0 and self.void is None:
@@ -110,6 +101,7 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
 
     from fisa_platform import storage
     from fisa_platform.manifest import open_version
+    from fisa_platform.stages.train_worker import train_worker
 
     check_workers(compute.workers, config.batches)
     images = open_version(config.images_uri)
@@ -119,7 +111,7 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
     filesystem, path = storage.pyarrow_filesystem(storage.join(context.output.version_uri, "ray_train"))
     workers = compute.workers
     trainer = trainer_class()(
-        cast(Any, _train_worker),  # Ray's signature lacks the value that a worker may return
+        cast(Any, train_worker),  # Ray's signature lacks the value that a worker may return
         train_loop_config={"config": config, "output_uri": context.output.uri},
         scaling_config=ScalingConfig(
             # A range is elastic; Ray's own signature lacks it.
@@ -139,13 +131,17 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
     result: Any = trainer.fit()
     if result.return_value is not None:
         raise ValueError(result.return_value)
+    generator_uri = storage.join(context.output.uri, GENERATOR_NAME)
     last = json.loads(storage.read_bytes(storage.join(context.output.uri, METRICS_NAME)).splitlines()[-1])
     return StageResult(
         rows=config.iterations * config.batches.size,
         vocabulary=images.manifest.vocabulary,
         extra={"final": last},
         message=f"{config.iterations} iterations, final loss {last['loss']:.3f}",
-        files=[storage.join(context.output.uri, name) for name in (WEIGHTS_NAME, METRICS_NAME)],
+        files=[
+            *(storage.join(context.output.uri, name) for name in (WEIGHTS_NAME, METRICS_NAME)),
+            *(storage.join(generator_uri, name) for name in storage.list_files(generator_uri)),
+        ],
     )
 
 
@@ -178,219 +174,3 @@ def check_workers(workers: Workers, batches: BatchConfig) -> None:
                 f"{batches.accumulation}; make it a multiple, or set compute.workers.min and max to a number "
                 "that divides it"
             )
-
-
-def _train_worker(arguments: dict[str, Any]) -> str | None:
-    """What each Ray Train worker does; a mistake of the spec is returned, since Ray would retry an error."""
-    try:
-        _train(arguments)
-    except ValueError as error:
-        place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not {"fisa_platform", "fisa_model"}.intersection(place.parts):
-            raise
-        return str(error)
-    return None
-
-
-def _train(arguments: dict[str, Any]) -> None:
-    import ray.train.torch
-    from accelerate import Accelerator
-
-    from fisa_model.vocabulary import Vocabulary
-    from fisa_platform.manifest import open_version
-    from fisa_platform.training.loop import log_progress, train
-
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    logging.getLogger("fisa_platform").setLevel(logging.INFO)
-    config: TrainConfig = arguments["config"]
-    world = ray.train.get_context().get_world_size()
-    accelerator = Accelerator(
-        # Unless told, Accelerate takes each of several workers without a GPU for a run of its own.
-        cpu=world > 1 and ray.train.torch.get_device().type == "cpu",
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-    )
-    assert accelerator.num_processes == world
-    vocabulary = Vocabulary.from_json(open_version(config.images_uri).manifest.vocabulary or [])
-    state = build_state(config, vocabulary, accelerator)
-    history: list[dict[str, float]] = []
-    _resume(state, history)
-    examples = build_examples(config, vocabulary, state.objective.model)
-    missing = len(examples.images) - len(examples)
-    if missing and accelerator.is_main_process:
-        logger.warning("%d of %d images have no proposals: not trained on", missing, len(examples.images))
-    log = log_progress(config.iterations)
-
-    def report(row: dict[str, float]) -> None:
-        history.append(row)
-        if accelerator.is_main_process:
-            log(row)
-        ray.train.report(row)
-
-    train(
-        state,
-        build_batches(config, examples, state.step, accelerator),
-        loop_config(config),
-        accelerator=accelerator,
-        report=report,
-        save=lambda: _save(state, history, is_main=accelerator.is_main_process),
-    )
-    if accelerator.is_main_process:
-        _write_outputs(arguments["output_uri"], config, state.objective.model, vocabulary, history)
-
-
-def loop_config(config: TrainConfig) -> LoopConfig:
-    """What the training loop needs of the config."""
-    from fisa_platform.training.loop import LoopConfig
-
-    return LoopConfig(
-        iterations=config.iterations,
-        max_grad_norm=config.optimizer.max_grad_norm,
-        accumulation=config.batches.accumulation,
-        checkpoint_interval=config.checkpoint_interval,
-        seed=config.seed,
-    )
-
-
-def build_state(
-    config: TrainConfig, vocabulary: Vocabulary, accelerator: Accelerator
-) -> TrainingState[FISAObjective]:
-    """The model, its criterion, its optimizer and its schedule, as they are before the first step."""
-    import torch
-
-    from fisa_model.criterion import Criterion
-    from fisa_model.fisa import build_fisa
-    from fisa_model.matcher import HungarianMatcher
-    from fisa_model.objective import FISAObjective
-    from fisa_model.simo import parameter_groups
-    from fisa_model.vocabulary import get_templates
-    from fisa_platform.training.loop import TrainingState
-    from fisa_platform.training.optim import build_optimizer, build_schedule
-
-    device = accelerator.device
-    torch.manual_seed(config.seed)
-    model, text_encoder = build_fisa(config.model)
-    named, templates = vocabulary.in_preset(config.templates), get_templates(config.templates)
-
-    def encode_classes() -> ClassTokens:
-        return text_encoder.encode(named, templates, config.void).to(device)
-
-    matcher = HungarianMatcher(num_points=config.loss.points)
-    criterion = Criterion(
-        no_object_weight=config.loss.no_object_weight,
-        num_points=config.loss.points,
-        mask_losses=config.model.trains_masks,
-    )
-    model.to(device).train()
-    groups = parameter_groups(
-        model,
-        learning_rate=config.optimizer.learning_rate,
-        weight_decay=config.optimizer.weight_decay,
-        query_scale=config.optimizer.query_scale,
-    )
-    optimizer = build_optimizer([dict(group) for group in groups])
-    schedule = build_schedule(optimizer, config.schedule, config.iterations)
-    mean = partial(_mean_over_ranks, accelerator)
-    class_tokens = encode_classes if config.model.trains_text else encode_classes()
-    objective = FISAObjective(model, matcher, criterion, class_tokens, mean_over_ranks=mean)
-    return TrainingState(objective, optimizer, schedule)
-
-
-def _mean_over_ranks(accelerator: Accelerator, value: float) -> float:
-    import torch
-
-    if accelerator.num_processes == 1:
-        return float(value)
-    return float(accelerator.reduce(torch.tensor(float(value), device=accelerator.device), reduction="mean"))
-
-
-def _resume(state: TrainingState[FISAObjective], history: list[dict[str, float]]) -> None:
-    import ray.train
-
-    from fisa_platform.training.checkpoint import load_checkpoint
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            load_checkpoint(Path(folder), state)
-            history += _read_history(Path(folder) / METRICS_NAME)
-
-
-def _save(state: TrainingState[FISAObjective], history: list[dict[str, float]], *, is_main: bool) -> None:
-    """Every rank calls this, since reporting to Ray Train is a barrier; the first one brings the files."""
-    import ray.train
-
-    from fisa_platform.training.checkpoint import save_checkpoint
-
-    if not is_main:
-        ray.train.report({"step": state.step})
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), state)
-        (Path(folder) / METRICS_NAME).write_text(_history_text(history))
-        ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def build_examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> TrainingExamples:
-    """Access to what a run trains on."""
-    from fisa_model.transforms import Jitter
-    from fisa_platform.manifest import open_version
-    from fisa_platform.rows import ProposalRows, TableRows
-    from fisa_platform.training.batches import TrainingExamples
-
-    images = open_version(config.images_uri).files(prefix="images/", suffix=".parquet")
-    jitter = Jitter(
-        image_size=model.image_size,
-        mean=model.clip.mean,
-        std=model.clip.std,
-        scale=config.batches.jitter_scale,
-        flip=config.batches.flip,
-    )
-    return TrainingExamples(
-        TableRows(images, ["image_id", "image", "panoptic", "segments_info"]),
-        ProposalRows(config.proposals_uri),
-        vocabulary,
-        jitter,
-        seed=config.seed,
-    )
-
-
-def build_batches(
-    config: TrainConfig, examples: TrainingExamples, first_step: int, accelerator: Accelerator
-) -> Iterable[TrainingBatch]:
-    """What this rank learns from, from a step on."""
-    from fisa_platform.training.batches import load_batches
-    from fisa_platform.training.sampler import Sampler
-
-    sampler = Sampler(rows=len(examples), batch_size=config.batches.size, seed=config.seed)
-    micro_batches = sampler.micro_batches(
-        first_step=first_step,
-        last_step=config.iterations,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        accumulation=config.batches.accumulation,
-    )
-    return load_batches(examples, list(micro_batches), config.batches.loader_processes)
-
-
-def _write_outputs(
-    output_uri: str, config: TrainConfig, model: FISA, vocabulary: Vocabulary, history: list[dict[str, float]]
-) -> None:
-    from fisa_model.predictor import TEMPLATES_KEY, VOCABULARY_KEY
-    from fisa_model.weights import save_fisa
-    from fisa_platform import storage
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / WEIGHTS_NAME
-        seen = json.dumps(vocabulary.to_json(), ensure_ascii=False)
-        save_fisa(path, model, config.model, {TEMPLATES_KEY: config.templates, VOCABULARY_KEY: seen})
-        storage.write_bytes(storage.join(output_uri, WEIGHTS_NAME), path.read_bytes())
-    storage.write_bytes(storage.join(output_uri, METRICS_NAME), _history_text(history).encode())
-
-
-def _history_text(history: list[dict[str, float]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in history)
-
-
-def _read_history(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

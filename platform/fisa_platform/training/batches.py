@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fisa_model.mask_generators import MaskProposals
+
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
@@ -50,26 +52,38 @@ class BatchConfig:
             )
 
 
+NO_PROPOSALS = MaskProposals(np.zeros((0, 1, 1), np.float32), np.zeros(0, np.float32))
+
+
 class TrainingExamples:
     """Decodes and jitters sample k of a run; the same sample is the same picture on any worker.
 
     Args:
         images: rows of the images table, with `image`, `panoptic` and `segments_info`.
-        proposals: of the same images; an image without is not trained on.
+        proposals: of the same images, where an image without is not trained on; None where a generator
+            proposes in the training loop.
         vocabulary: the classes that are trained on.
         jitter: from a picture to the model's frame.
         seed: of the run.
     """
 
     def __init__(
-        self, images: TableRows, proposals: ProposalRows, vocabulary: Vocabulary, jitter: Jitter, *, seed: int
+        self,
+        images: TableRows,
+        proposals: ProposalRows | None,
+        vocabulary: Vocabulary,
+        jitter: Jitter,
+        *,
+        seed: int,
     ) -> None:
         self.images = images
         self.proposals = proposals
         self.vocabulary = vocabulary
         self.jitter = jitter
         self.seed = seed
-        self.usable = [i for i, image_id in enumerate(images.ids) if image_id in proposals]
+        self.usable = [
+            i for i, image_id in enumerate(images.ids) if proposals is None or image_id in proposals
+        ]
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -78,7 +92,7 @@ class TrainingExamples:
         from fisa_platform.images import decode_image
 
         row = self.images[self.usable[sample.row]]
-        proposals = self.proposals[row["image_id"]]
+        proposals = NO_PROPOSALS if self.proposals is None else self.proposals[row["image_id"]]
         rng = np.random.default_rng((self.seed, sample.number))
         return self.jitter(decode_image(row["image"]), proposals, read_target(row, self.vocabulary), rng)
 

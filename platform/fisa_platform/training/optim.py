@@ -20,6 +20,9 @@ class OptimizerConfig:
     query_scale: float = 0.1
     """Factor on the rate of CLIP's query projections, already trained (the paper's for the backbone)."""
 
+    generator_scale: float = 0.1
+    """Factor on the rate of a mask generator that learns."""
+
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW."""
 
@@ -29,8 +32,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.query_scale < 0:
-            raise ValueError(f"query_scale must be 0 or more, got {self.query_scale}")
+        for name in ("query_scale", "generator_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
         if self.max_grad_norm <= 0:

@@ -196,9 +196,13 @@ def test_an_image_without_a_row_of_proposals_is_rejected_and_one_without_a_mask_
     assert (decode_panoptic(rows["bare"]["semantic"]) == 2).all()
 
 
+def propose_config(generator: str) -> ProposeConfig:
+    return ProposeConfig(images_uri="", output_uri="", generator=generator)  # type: ignore[arg-type]
+
+
 def test_a_damaged_image_in_a_table_is_rejected_by_propose() -> None:
     batch = [{"image_id": "a", "file_name": "a.jpg", "image": photo()[:-700]}]
-    (row,) = Proposer("felzenszwalb", None, "cpu")(pa.Table.from_pylist(batch)).to_pylist()
+    (row,) = Proposer(propose_config("felzenszwalb"), "cpu")(pa.Table.from_pylist(batch)).to_pylist()
     assert row["reason"].startswith("image cannot be decoded")
 
 
@@ -214,7 +218,7 @@ def test_the_oracle_proposes_the_ground_truth_and_rejects_an_image_without() -> 
         }
         for name, png, info in (("a", encode_panoptic(IDS), segments), ("b", None, None))
     ]
-    with_truth, without = Proposer("oracle", None, "cpu")(pa.Table.from_pylist(rows)).to_pylist()
+    with_truth, without = Proposer(propose_config("oracle"), "cpu")(pa.Table.from_pylist(rows)).to_pylist()
     masks = decode_proposals(with_truth).mask_logits >= 0
     assert np.array_equal(masks, IDS == np.array([5, 9])[:, None, None])
     assert without["reason"] == "generator 'oracle' needs ground truth, which this image lacks"

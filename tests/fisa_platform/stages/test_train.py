@@ -23,20 +23,14 @@ from fisa_platform.manifest import Version
 from fisa_platform.schema import IMAGES, PROPOSALS
 from fisa_platform.sources import toyworld
 from fisa_platform.spec import job_from_data
-from fisa_platform.stages.propose import Proposer
+from fisa_platform.stages.propose import ProposeConfig, Proposer, load_trained_generator
 from fisa_platform.stages.shard import index_table, load_images
-from fisa_platform.stages.train import (
-    TrainConfig,
-    build_batches,
-    build_examples,
-    build_state,
-    check_workers,
-    loop_config,
-)
+from fisa_platform.stages.train import TrainConfig, check_workers
 from fisa_platform.tables import write_batch
 from fisa_platform.training.batches import BatchConfig
 from fisa_platform.training.checkpoint import load_checkpoint, save_checkpoint
 from fisa_platform.training.loop import TrainingState, train
+from fisa_platform.training.setup import build_batches, build_examples, build_state, loop_config
 
 Run = Callable[..., Version]
 
@@ -57,7 +51,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Scenes of the toy world and their proposals, written without Ray."""
     folder = tmp_path_factory.mktemp("tables")
     images = load_images(index_table(toyworld.index(seed=1, count=SCENES, names="seen")))
-    proposals = Proposer("felzenszwalb", None, "cpu")(images)
+    proposals = Proposer(ProposeConfig(images_uri="", output_uri="", generator="felzenszwalb"), "cpu")(images)
     for name, table, schema in (("images", images, IMAGES), ("proposals", proposals, PROPOSALS)):
         pending = manifest.new_version(str(folder / name), "toy")
         write_batch(table, output_uri=pending.uri, name=name, schema=schema)
@@ -161,6 +155,44 @@ def test_the_stage_reports_its_loss(trained: Version) -> None:
     assert [row["step"] for row in rows] == [6]
     assert 0 < rows[0]["loss_class"] < 20
     assert trained.manifest.extra["final"] == rows[-1]
+
+
+def test_a_generator_learns_with_the_classifier_and_proposes_afterwards(
+    run: Run, tables: dict[str, str], mask2former_folder: Path, tmp_path: Path
+) -> None:
+    weights, images_uri = str(tmp_path / "weights"), tables["images_uri"]
+    settings = {**SETTINGS, "optimizer": {"learning_rate": 1e-2, "generator_scale": 1.0}}
+    run(
+        "train",
+        images_uri=images_uri,
+        generator_weights=str(mask2former_folder),
+        output_uri=weights,
+        **settings,
+    )
+    proposed = run(
+        "propose",
+        images_uri=images_uri,
+        generator="mask2former",
+        generator_uri=weights,
+        output_uri=str(tmp_path / "proposals"),
+    )
+    assert proposed.manifest.rows == SCENES
+    (learnt,) = manifest.open_version(weights).files(prefix="generator/", suffix="model.safetensors")
+    before, after = load_file(mask2former_folder / "model.safetensors"), load_file(learnt)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert len(changed) > 0.9 * len(before)
+    assert not any(name.startswith("class_predictor") for name in changed)
+
+
+def test_a_run_without_a_generator_that_learnt_is_refused_as_one(trained: Version) -> None:
+    with pytest.raises(ValueError, match="no generator learnt in this run"):
+        load_trained_generator(trained.uri, "cpu")
+
+
+def test_proposals_come_from_a_table_or_from_a_generator(tables: dict[str, str]) -> None:
+    for changes in ({"proposals_uri": None}, {"generator_weights": "somewhere"}):
+        with pytest.raises(ValueError, match="exactly one of proposals_uri and generator_weights"):
+            make_job(tables, **changes)
 
 
 def test_workers_that_cannot_share_a_batch_are_refused() -> None:
