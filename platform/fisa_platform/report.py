@@ -32,7 +32,7 @@ class System:
     """As the reader should see it, such as "Frozen CLIP"."""
 
     scores: Mapping[str, Mapping[str, float]]
-    """Percent by subset, then by metric, as `evaluation.summary.summarise` gives them."""
+    """Percent by subset, then by metric, as `evaluation.summary.Metrics` gives them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

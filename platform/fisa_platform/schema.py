@@ -131,6 +131,9 @@ EVALUATED = pa.schema(
         pa.field("semantic", pa.binary(), nullable=False),
         pa.field("true_panoptic", pa.binary(), nullable=False),
         pa.field("true_segments_info", pa.list_(SEGMENT), nullable=False),
+        # Class indices of the ground-truth masks, and what the classifier calls them; null where not asked.
+        pa.field("mask_classes", pa.list_(pa.int32())),
+        pa.field("mask_names", pa.list_(pa.int32())),
     ]
 )
 """A prediction on its way to being scored. Not stored."""

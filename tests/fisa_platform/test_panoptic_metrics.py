@@ -9,8 +9,7 @@ from fisa_model.vocabulary import Category, Vocabulary
 from fisa_platform import storage
 from fisa_platform.evaluation.label_maps import class_labels
 from fisa_platform.evaluation.panoptic import PanopticMetrics
-from fisa_platform.evaluation.semantic import SemanticMetrics
-from fisa_platform.evaluation.summary import standard_subsets, summarise
+from fisa_platform.evaluation.summary import Metrics, standard_subsets
 from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic
 from fisa_platform.sources.coco import read_coco_panoptic
 
@@ -200,12 +199,12 @@ def test_seen_is_what_any_name_was_trained_on():
 def test_ground_truth_as_prediction_scores_exactly_100(shared_data, name):
     root = f"{shared_data}/{name}"
     index = read_coco_panoptic(f"{root}/images", f"{root}/panoptic", f"{root}/panoptic.json")
-    panoptic, semantic = PanopticMetrics(index.vocabulary), SemanticMetrics(index.vocabulary)
+    metrics = Metrics(index.vocabulary)
     for row in index.rows:
         ids = decode_panoptic(storage.read_bytes(row["panoptic_uri"]))
-        panoptic.update(ids, row["segments_info"], ids, row["segments_info"])
+        metrics.panoptic.update(ids, row["segments_info"], ids, row["segments_info"])
         labels = class_labels(ids, row["segments_info"], index.vocabulary)
-        semantic.update(labels, labels)
-    summary = summarise(panoptic, semantic, standard_subsets(index.vocabulary))
+        metrics.semantic.update(labels, labels)
+    summary = metrics.result(standard_subsets(index.vocabulary))
     perfect = {"PQ": 100.0, "SQ": 100.0, "RQ": 100.0, "mIoU": 100.0, "mIoU_old": 100.0}
     assert summary == {"all": perfect, "thing": perfect, "stuff": perfect}

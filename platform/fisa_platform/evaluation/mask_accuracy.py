@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fisa_model.mask_generators import MaskProposals
+from fisa_model.mask_generators.oracle import LOGIT
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform.evaluation.label_maps import class_labels
 
@@ -20,6 +22,11 @@ class TrueMasks:
 
     classes: NDArray[np.int64]
     """[N], class indices."""
+
+    def as_proposals(self) -> MaskProposals:
+        """The same masks for a classifier."""
+        logits = np.where(self.masks, np.float32(LOGIT), np.float32(-LOGIT))
+        return MaskProposals(logits, np.ones(len(logits), np.float32))
 
 
 def true_masks(

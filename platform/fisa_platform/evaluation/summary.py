@@ -2,8 +2,10 @@
 
 import itertools
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from fisa_model.vocabulary import Vocabulary
+from fisa_platform.evaluation.mask_accuracy import MaskAccuracy
 from fisa_platform.evaluation.panoptic import PanopticMetrics
 from fisa_platform.evaluation.semantic import SemanticMetrics
 
@@ -27,13 +29,46 @@ def standard_subsets(vocabulary: Vocabulary, seen: Vocabulary | None = None) -> 
     return subsets
 
 
-def summarise(
-    panoptic: PanopticMetrics, semantic: SemanticMetrics, subsets: Mapping[str, Collection[int]]
-) -> dict[str, dict[str, float]]:
-    """PQ, SQ, RQ, mIoU and mIoU_old in percent for each subset that ground truth is in."""
-    qualities, overlaps = panoptic.result(subsets), semantic.result(subsets)
-    return {
-        name: {**qualities.get(name, {}), **overlaps.get(name, {})}
-        for name in subsets
-        if name in qualities or name in overlaps
-    }
+METRICS = ("PQ", "SQ", "RQ", "mIoU", "mask_acc")
+"""In the order of tables; `mask_acc` only where it was asked for."""
+
+
+class Metrics:
+    """All counts of a job. Pickles; `merge` adds another worker's."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.panoptic = PanopticMetrics(vocabulary)
+        self.semantic = SemanticMetrics(vocabulary)
+        self.masks = MaskAccuracy(vocabulary)
+
+    def merge(self, other: "Metrics") -> None:
+        """Add the counts of other images."""
+        self.panoptic.merge(other.panoptic)
+        self.semantic.merge(other.semantic)
+        self.masks.merge(other.masks)
+
+    def result(self, subsets: Mapping[str, Collection[int]]) -> dict[str, dict[str, float]]:
+        """METRICS and mIoU_old in percent for each subset that ground truth is in."""
+        qualities, overlaps = self.panoptic.result(subsets), self.semantic.result(subsets)
+        accuracies = {name: {"mask_acc": value} for name, value in self.masks.result(subsets).items()}
+        scores = {
+            name: {**qualities.get(name, {}), **overlaps.get(name, {}), **accuracies.get(name, {})}
+            for name in subsets
+        }
+        return {name: values for name, values in scores.items() if values}
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Of each class that ground truth or predictions have."""
+        ious, accuracies = self.semantic.per_class(), self.masks.per_class()
+        return [
+            {
+                "id": quality.category_id,
+                "name": quality.name,
+                "PQ": quality.pq,
+                "SQ": quality.sq,
+                "RQ": quality.rq,
+                "IoU": ious.get(quality.category_id),
+                "mask_acc": accuracies.get(quality.category_id),
+            }
+            for quality in self.panoptic.per_class()
+        ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_model.config import PanopticConfig
 from fisa_platform.classifier import ClassifierConfig
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from fisa_model.mask_generators import MaskProposals
     from fisa_model.prediction import Prediction
     from fisa_model.vocabulary import Vocabulary
-    from fisa_platform.evaluation.panoptic import PanopticMetrics
-    from fisa_platform.evaluation.semantic import SemanticMetrics
+    from fisa_platform.evaluation.mask_accuracy import TrueMasks
+    from fisa_platform.evaluation.summary import Metrics
 
 METRICS_NAME = "metrics.json"
 
@@ -45,6 +45,9 @@ class EvaluateConfig:
 
     panoptic: PanopticConfig = field(default_factory=PanopticConfig)
 
+    mask_accuracy: Literal["segments", "classes"] | None = None
+    """Also how many ground-truth masks the classifier names right: one mask a segment, or a class."""
+
     batch_size: int = 8
     """Images of one forward pass."""
 
@@ -60,6 +63,11 @@ class EvaluateConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.max_rejected_fraction <= 1:
             raise ValueError(f"max_rejected_fraction must be 0 to 1, got {self.max_rejected_fraction}")
+        if self.mask_accuracy is not None and self.classifier is None:
+            raise ValueError(
+                f"mask_accuracy is {self.mask_accuracy!r}, but without a classifier nothing names masks; "
+                "give one, or leave it out"
+            )
 
 
 def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> StageResult:
@@ -141,17 +149,39 @@ class Evaluator:
             rows.append(row)
             images.append(image)
             proposals.append(masks)
-        for row, prediction in zip(rows, self._predict(rows, images, proposals), strict=True):
-            done.append(self._row(row, prediction))
+        if rows:
+            done += self._evaluate(rows, images, proposals)
         return failable_table(EVALUATED, done)
 
-    def _predict(
+    def _evaluate(
         self, rows: list[dict[str, Any]], images: list[NDArray[np.uint8]], proposals: list[MaskProposals]
-    ) -> list[Prediction]:
-        if self.predictor is not None:
-            assert self.class_tokens is not None
-            return self.predictor.predict(images, proposals, self.class_tokens)
-        return [self._oracle(row, masks) for row, masks in zip(rows, proposals, strict=True)]
+    ) -> list[dict[str, Any]]:
+        if self.predictor is None:
+            return [
+                self._row(row, self._oracle(row, masks)) for row, masks in zip(rows, proposals, strict=True)
+            ]
+        assert self.class_tokens is not None
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        features = self.predictor.encode_images(images)
+        prepared = self.predictor.prepare(proposals, sizes)
+        predictions = self.predictor.classify(features, prepared, self.class_tokens)
+        done = [self._row(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+        if self.config.mask_accuracy is not None:
+            truths = [self._true_masks(row) for row in rows]
+            prepared = self.predictor.prepare([truth.as_proposals() for truth in truths], sizes)
+            named = self.predictor.classify(features, prepared, self.class_tokens)
+            for row, truth, prediction in zip(done, truths, named, strict=True):
+                row["mask_classes"] = truth.classes
+                row["mask_names"] = prediction.class_probs.argmax(dim=-1).tolist()
+        return done
+
+    def _true_masks(self, row: dict[str, Any]) -> TrueMasks:
+        from fisa_platform.evaluation.mask_accuracy import true_masks
+        from fisa_platform.panoptic_png import decode_panoptic
+
+        assert self.config.mask_accuracy is not None
+        ids = decode_panoptic(row["panoptic"])
+        return true_masks(ids, row["segments_info"], self.vocabulary, merge=self.config.mask_accuracy)
 
     def _oracle(self, row: dict[str, Any], proposals: MaskProposals) -> Prediction:
         import torch
@@ -180,6 +210,8 @@ class Evaluator:
             "semantic": encode_panoptic(prediction.semantic(objectness=self.config.panoptic.objectness)),
             "true_panoptic": row["panoptic"],
             "true_segments_info": row["segments_info"],
+            "mask_classes": None,
+            "mask_names": None,
         }
 
 
@@ -187,24 +219,21 @@ def write_and_score(batch: pa.Table, *, output_uri: str, vocabulary: Vocabulary)
     """Write a file of predictions, and count its metrics while ground truth is at hand."""
     import pyarrow as pa
 
-    from fisa_platform.evaluation.panoptic import PanopticMetrics
-    from fisa_platform.evaluation.semantic import SemanticMetrics
+    from fisa_platform.evaluation.summary import Metrics
     from fisa_platform.schema import PREDICTIONS
     from fisa_platform.tables import write_batch
 
-    metrics = PanopticMetrics(vocabulary), SemanticMetrics(vocabulary)
+    metrics = Metrics(vocabulary)
     for row in batch.to_pylist():
         if row["reason"] is None:
-            score_image(row, vocabulary, *metrics)
+            score_image(row, vocabulary, metrics)
     written = write_batch(batch, output_uri=output_uri, name="predictions", schema=PREDICTIONS)
     # The counts belong to the whole batch, so they stand in its first row.
     counts = [pickle.dumps(metrics), *[None] * written.num_rows][: written.num_rows]
     return written.append_column("metrics", pa.array(counts, pa.large_binary()))
 
 
-def score_image(
-    row: dict[str, Any], vocabulary: Vocabulary, panoptic: PanopticMetrics, semantic: SemanticMetrics
-) -> None:
+def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Metrics) -> None:
     """Count one image, given as a row of EVALUATED."""
     import numpy as np
 
@@ -212,49 +241,36 @@ def score_image(
     from fisa_platform.panoptic_png import decode_panoptic
 
     truth, predicted = decode_panoptic(row["true_panoptic"]), decode_panoptic(row["panoptic"])
-    panoptic.update(truth, row["true_segments_info"], predicted, row["segments_info"])
+    metrics.panoptic.update(truth, row["true_segments_info"], predicted, row["segments_info"])
     labels = decode_panoptic(row["semantic"])
-    semantic.update(
+    metrics.semantic.update(
         class_labels(truth, row["true_segments_info"], vocabulary),
         np.where(labels == len(vocabulary), VOID, labels),
     )
+    if row["mask_names"] is not None:
+        metrics.masks.update(np.array(row["mask_classes"], int), np.array(row["mask_names"], int))
 
 
 def _add_up(parts: list[dict[str, Any]], vocabulary: Vocabulary, seen_uri: str | None) -> dict[str, Any]:
     from fisa_model.vocabulary import Vocabulary
-    from fisa_platform.evaluation.panoptic import PanopticMetrics
-    from fisa_platform.evaluation.semantic import SemanticMetrics
-    from fisa_platform.evaluation.summary import standard_subsets, summarise
+    from fisa_platform.evaluation.summary import Metrics, standard_subsets
     from fisa_platform.manifest import open_version
 
-    panoptic, semantic = PanopticMetrics(vocabulary), SemanticMetrics(vocabulary)
+    metrics = Metrics(vocabulary)
     for part in parts:
         if part["metrics"] is not None:
             # Safe to unpickle: our own task made it a moment ago.
-            more_panoptic, more_semantic = pickle.loads(part["metrics"])
-            panoptic.merge(more_panoptic)
-            semantic.merge(more_semantic)
+            metrics.merge(pickle.loads(part["metrics"]))
     seen = None
     if seen_uri is not None:
         seen = Vocabulary.from_json(open_version(seen_uri).manifest.vocabulary or [])
-    subsets = standard_subsets(vocabulary, seen)
-    ious = semantic.per_class()
-    classes = [
-        {
-            "id": q.category_id,
-            "name": q.name,
-            "PQ": q.pq,
-            "SQ": q.sq,
-            "RQ": q.rq,
-            "IoU": ious.get(q.category_id),
-        }
-        for q in panoptic.per_class()
-    ]
-    return {"scores": summarise(panoptic, semantic, subsets), "classes": classes}
+    return {"scores": metrics.result(standard_subsets(vocabulary, seen)), "classes": metrics.per_class()}
 
 
 def _score_table(scores: dict[str, dict[str, float]]) -> str:
-    columns = ("PQ", "SQ", "RQ", "mIoU")
+    from fisa_platform.evaluation.summary import METRICS
+
+    columns = [name for name in METRICS if any(name in values for values in scores.values())]
     lines = [f"{'':8}" + "".join(f"{name:>8}" for name in columns)]
     for subset, values in scores.items():
         cells = "".join(f"{values[name]:8.1f}" if name in values else f"{'-':>8}" for name in columns)

@@ -1,6 +1,7 @@
 """The stages on real photos: shard, propose, evaluate and label, in one chain for each data set."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fisa_model.config import fisa_toy
+from fisa_model.mask_generators import MaskProposals
+from fisa_model.predictor import FISAPredictor
+from fisa_model.vocabulary import Vocabulary
 from fisa_platform import manifest, storage
 from fisa_platform.images import decode_image
 from fisa_platform.manifest import Version
@@ -132,16 +137,40 @@ def test_a_frozen_clip_names_real_photos(chain: Chain, run: Run) -> None:
     output_uri = str(chain.folder / "frozen")
     seen_uri = chain.images.uri
     frozen = evaluate(
-        run, chain.images.uri, chain.proposals.uri, output_uri, classifier=TOY_BASELINE, seen_uri=seen_uri
+        run,
+        chain.images.uri,
+        chain.proposals.uri,
+        output_uri,
+        classifier=TOY_BASELINE,
+        seen_uri=seen_uri,
+        mask_accuracy="segments",
     )
     scores = frozen.manifest.extra["scores"]
     assert set(scores) == {"all", "seen", "thing", "stuff"}
     assert scores["seen"] == scores["all"]
     assert all(0 <= value <= 100 for subset in scores.values() for value in subset.values())
+    assert scores["all"]["mask_acc"] == pytest.approx(accuracy_on_true_masks(chain))
     predictions = TableRows(frozen.files("predictions/"), PREDICTIONS.names)
     assert predictions.ids == [row["image_id"] for row in chain.rows]
     for row in predictions:
         check_prediction(row, known_ids={c["id"] for c in chain.images.manifest.vocabulary or []})
+
+
+def accuracy_on_true_masks(chain: Chain) -> float:
+    """Percent of the segments of a class that the frozen CLIP names right, mean over classes."""
+    vocabulary = Vocabulary.from_json(chain.images.manifest.vocabulary or [])
+    predictor = FISAPredictor.baseline(fisa_toy())
+    tokens = predictor.encode_vocabulary(vocabulary)
+    right: dict[int, list[bool]] = defaultdict(list)
+    for row in chain.rows:
+        image, ids = decode_image(row["image"]), decode_panoptic(row["panoptic"])
+        for segment in row["segments_info"]:
+            mask = np.where(ids == segment["id"], np.float32(10), np.float32(-10))
+            proposals = MaskProposals(mask[None], np.ones(1, np.float32))
+            (prediction,) = predictor.predict([image], [proposals], tokens)
+            best = vocabulary.categories[int(prediction.class_probs[0].argmax())]
+            right[segment["category_id"]].append(best.id == segment["category_id"])
+    return 100 * float(np.mean([np.mean(found) for found in right.values()]))
 
 
 def test_a_folder_of_photos_is_labelled_with_words_typed_by_hand(
