@@ -22,7 +22,14 @@ from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_g
 from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.text_encoder import ClassTokens, TextEncoder
-from fisa_model.transforms import check_image, pad_proposals, to_clip_input, to_model_proposals, to_tensor
+from fisa_model.transforms import (
+    check_image,
+    check_proposals,
+    pad_proposals,
+    to_clip_input,
+    to_model_proposals,
+    to_tensor,
+)
 from fisa_model.visual_encoder import ImageFeatures
 from fisa_model.vocabulary import Vocabulary, get_templates
 from fisa_model.weights import read_fisa
@@ -224,14 +231,19 @@ class FISAPredictor:
             raise ValueError(
                 f"{len(sizes)} images came with proposals of {len(proposals)}; give one set an image"
             )
-        for masks in proposals:
-            check_proposals(masks)
+        for masks, size in zip(proposals, sizes, strict=True):
+            check_proposals(masks, size)
         device = self.model.device
         scaled = [to_model_proposals(masks, image_size=self.model.image_size) for masks in proposals]
         padded = pad_proposals(scaled)[0].to(device)
         with self._autocast():
             adapted = self.model.adapt_masks(padded)
             frozen = None if self.ensemble is None else self.model.adapt_masks(padded, frozen=True)
+        if not torch.isfinite(adapted.mask_logits).all():
+            raise ValueError(
+                "masks after the Distribution Adapter are NaN or infinite; the weights are damaged or "
+                "diverged"
+            )
         changes = (adapted.mask_logits - padded).float()
         return PreparedProposals(
             adapted,
@@ -291,13 +303,6 @@ def _adapt(proposals: MaskProposals, change: Tensor) -> Tensor:
 def _vocabulary_of(metadata: Mapping[str, str]) -> Vocabulary | None:
     text = metadata.get(VOCABULARY_KEY)
     return None if text is None else Vocabulary.from_json(json.loads(text))
-
-
-def check_proposals(proposals: MaskProposals) -> None:
-    if not np.isfinite(proposals.mask_logits).all():
-        raise ValueError("mask logits of the proposals are NaN or infinite; run the mask generator again")
-    if len(proposals) and 0 in proposals.mask_logits.shape:
-        raise ValueError(f"proposals have no pixels: mask_logits is {list(proposals.mask_logits.shape)}")
 
 
 def baseline_of(config: FISAConfig) -> FISAConfig:

@@ -30,6 +30,32 @@ def check_image(image: NDArray[np.uint8]) -> None:
         raise ValueError(f"the image has no pixels: {list(image.shape)}; check the file it came from")
 
 
+def check_proposals(proposals: MaskProposals, size: tuple[int, int]) -> None:
+    """Refuse proposals that are damaged, or not of an image of (H, W) pixels.
+
+    Raises:
+        ValueError: a value is NaN or infinite, or masks have no pixels or not the image's proportions.
+    """
+    for name in ("mask_logits", "scores"):
+        if not np.isfinite(getattr(proposals, name)).all():
+            raise ValueError(f"{name} of the proposals are NaN or infinite; run the mask generator again")
+    if not len(proposals):
+        return
+    shape = proposals.mask_logits.shape
+    if 0 in shape:
+        raise ValueError(f"proposals have no pixels: mask_logits is {list(shape)}")
+    # Rounding at some stride may have taken or given one cell at either side.
+    sides = list(zip(size, shape[1:], strict=True))
+    smallest_stride = max(pixels / (cells + 1) for pixels, cells in sides)
+    largest_stride = min(pixels / (cells - 1) if cells > 1 else float("inf") for pixels, cells in sides)
+    if smallest_stride > largest_stride:
+        raise ValueError(
+            f"mask_logits are {shape[1]} x {shape[2]} (height x width), their image is {size[0]} x {size[1]}; "
+            "masks must cover the image's own frame in its own proportions: cut off what the generator "
+            "padded, or check that they belong to this image"
+        )
+
+
 def to_clip_input(
     image: NDArray[np.uint8], *, image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:

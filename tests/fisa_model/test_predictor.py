@@ -15,7 +15,7 @@ from fisa_model.config import EnsembleConfig, FISAConfig, PanopticConfig
 from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators import MaskProposals
-from fisa_model.predictor import FISAPredictor, baseline_of, read_picture
+from fisa_model.predictor import FISAPredictor, baseline_of, check_proposals, read_picture
 from fisa_model.text_encoder import TextEncoder
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_model.weights import save_fisa
@@ -165,9 +165,41 @@ def test_mistakes_are_named(predictor: FISAPredictor, tmp_path: Path) -> None:
         predictor.segment(tmp_path / "cut.png", ["cat"])
     with pytest.raises(ValueError, match="1 images came with proposals of 0"):
         predictor.segment_batch([picture()], ["cat"], proposals=[])
-    broken = MaskProposals(np.full((1, 2, 2), np.nan, np.float32), np.ones(1, np.float32))
-    with pytest.raises(ValueError, match="mask logits of the proposals are NaN"):
-        predictor.segment(picture(), ["cat"], proposals=broken)
+
+
+@pytest.mark.parametrize(
+    ("shape", "logit", "score", "message"),
+    [
+        ((1, 20, 30), np.nan, 1.0, "mask_logits of the proposals are NaN"),
+        ((1, 20, 30), 1.0, np.inf, "scores of the proposals are NaN or infinite"),
+        ((1, 0, 30), 1.0, 1.0, "proposals have no pixels"),
+        ((1, 30, 20), 1.0, 1.0, "mask_logits are 30 x 20 .* their image is 20 x 30"),
+        ((1, 8, 8), 1.0, 1.0, "in its own proportions"),
+    ],
+)
+def test_proposals_that_cannot_be_right_are_refused(
+    predictor: FISAPredictor, shape: tuple[int, int, int], logit: float, score: float, message: str
+) -> None:
+    proposals = MaskProposals(np.full(shape, logit, np.float32), np.full(1, score, np.float32))
+    with pytest.raises(ValueError, match=message):
+        predictor.segment(picture(), ["cat"], proposals=proposals)
+
+
+def test_masks_at_any_stride_fit_their_image() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        height, width = (int(pixels) for pixels in rng.integers(1, 2000, 2))
+        stride = rng.uniform(0.5, 40)
+        rounded = rng.choice([np.floor, np.ceil, np.round])
+        shape = (1, *(max(1, int(rounded(pixels / stride))) for pixels in (height, width)))
+        check_proposals(MaskProposals(np.zeros(shape, np.float32), np.ones(1, np.float32)), (height, width))
+
+
+def test_an_adapter_that_diverged_is_named(predictor: FISAPredictor) -> None:
+    with torch.no_grad():
+        predictor.model.adapter.convolutions[-1].bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="masks after the Distribution Adapter are NaN"):
+        predictor.segment(picture(), ["cat"])
 
 
 def test_device_and_dtype_are_chosen(predictor: FISAPredictor) -> None:
