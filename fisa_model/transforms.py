@@ -50,7 +50,7 @@ def check_proposals(proposals: MaskProposals, size: tuple[int, int]) -> None:
     largest_stride = min(pixels / (cells - 1) if cells > 1 else float("inf") for pixels, cells in sides)
     if smallest_stride > largest_stride:
         raise ValueError(
-            f"mask_logits are {shape[1]} x {shape[2]} (height x width), their image is {size[0]} x {size[1]}; "
+            f"mask_logits are {shape[1]} x {shape[2]} (height x width), their image {size[0]} x {size[1]}; "
             "masks must cover the image's own frame in its own proportions: cut off what the generator "
             "padded, or check that they belong to this image"
         )

@@ -173,7 +173,7 @@ def test_mistakes_are_named(predictor: FISAPredictor, tmp_path: Path) -> None:
         ((1, 20, 30), np.nan, 1.0, "mask_logits of the proposals are NaN"),
         ((1, 20, 30), 1.0, np.inf, "scores of the proposals are NaN or infinite"),
         ((1, 0, 30), 1.0, 1.0, "proposals have no pixels"),
-        ((1, 30, 20), 1.0, 1.0, "mask_logits are 30 x 20 .* their image is 20 x 30"),
+        ((1, 30, 20), 1.0, 1.0, "mask_logits are 30 x 20 .* their image 20 x 30"),
         ((1, 8, 8), 1.0, 1.0, "in its own proportions"),
     ],
 )
