@@ -1,10 +1,16 @@
-"""Masks as the `masks` column of the proposals table holds them: COCO's compressed run lengths.
+"""Masks as the proposals table holds them, in one of four encodings.
 
-The codec is binary, so what comes back as a logit is `LOGIT` inside a mask and `-LOGIT` outside.
+| encoding | what is kept | what comes back |
+|---|---|---|
+| `rle` | inside or outside, as COCO's compressed run lengths | `LOGIT` or `-LOGIT` |
+| `bits` | the same, one bit a pixel | the same |
+| `logits8`, `logits4` | logits at a quarter of the image's side, 256 or 16 levels | logits within `LOGIT` |
+
+`tests/benchmarks/mask_codec.py` measures them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,59 +18,147 @@ from pycocotools import mask as coco_mask
 
 from fisa_model.mask_generators import MaskProposals
 
+MaskEncoding = Literal["rle", "bits", "logits4", "logits8"]
+ENCODINGS: tuple[str, ...] = get_args(MaskEncoding)
+
 LOGIT = 10.0
-"""Mask logit of a pixel that a stored mask holds: a probability of 0.99995."""
+"""Mask logit of a pixel that a stored mask holds: a probability of 0.99995. Larger ones are kept as this."""
+
+LOGIT_STRIDE = 4
+"""Pixels of the image to a cell of stored logits, the stride of Mask2Former's."""
 
 
-def encode_masks(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Run lengths of masks [Q, h, w] with scores [Q], as structs of the proposals table."""
-    if masks.ndim != 3 or len(masks) != len(scores):
-        raise ValueError(f"masks must be [Q, h, w] with Q scores, got {masks.shape} and {scores.shape}")
-    if not len(masks):
-        return []
-    # Runs go down the columns, so pycocotools wants [h, w, Q] in column-major order.
-    runs = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
-    areas = coco_mask.area(runs)
-    return [
-        {
-            "height": run["size"][0],
-            "width": run["size"][1],
-            "counts": run["counts"],
-            "score": float(score),
-            "area": int(area),
-        }
-        for run, score, area in zip(runs, scores, areas, strict=True)
-    ]
+class _Codec(Protocol):
+    def encode(self, logits: NDArray[np.float32]) -> list[bytes]:
+        """Mask logits [Q, h, w] of Q >= 1 masks -> the bytes of each."""
+
+    def decode(self, data: Sequence[bytes], height: int, width: int) -> NDArray[np.float32]:
+        """The bytes of each mask -> their logits [Q, h, w]."""
 
 
-def decode_masks(structs: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
-    """Masks [Q, h, w] of structs of the proposals table; [0, 0, 0] of none."""
-    if not structs:
-        return np.zeros((0, 0, 0), dtype=bool)
-    sizes = {(struct["height"], struct["width"]) for struct in structs}
-    if len(sizes) > 1:
-        raise ValueError(f"masks of one image must share one size, got {sorted(sizes)} (height, width)")
-    (size,) = sizes
-    runs = [{"size": list(size), "counts": struct["counts"]} for struct in structs]
-    return np.ascontiguousarray(coco_mask.decode(runs).transpose(2, 0, 1)).view(np.bool_)
+class _RunLengths:
+    def encode(self, logits: NDArray[np.float32]) -> list[bytes]:
+        return [run["counts"] for run in run_lengths(logits >= 0)]
+
+    def decode(self, data: Sequence[bytes], height: int, width: int) -> NDArray[np.float32]:
+        masks = coco_mask.decode([{"size": [height, width], "counts": counts} for counts in data])
+        return _binary_logits(np.ascontiguousarray(masks.transpose(2, 0, 1)))
 
 
-def encode_proposals(proposals: MaskProposals, height: int, width: int) -> dict[str, Any]:
+class _Bits:
+    def encode(self, logits: NDArray[np.float32]) -> list[bytes]:
+        return [packed.tobytes() for packed in np.packbits((logits >= 0).reshape(len(logits), -1), axis=1)]
+
+    def decode(self, data: Sequence[bytes], height: int, width: int) -> NDArray[np.float32]:
+        packed = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(len(data), -1)
+        bits = np.unpackbits(packed, axis=1, count=height * width)
+        return _binary_logits(bits.reshape(len(data), height, width))
+
+
+class _Levels:
+    """Logits on `2 ** bits` levels of equal distance, half of them below 0: no cell changes sides."""
+
+    def __init__(self, bits: Literal[4, 8]) -> None:
+        self.bits = bits
+        self.highest = 2**bits - 1
+
+    def encode(self, logits: NDArray[np.float32]) -> list[bytes]:
+        scaled = (np.clip(logits, -LOGIT, LOGIT) / LOGIT + 1) * (self.highest / 2)
+        lowest_inside = (self.highest + 1) // 2
+        levels = np.rint(scaled).astype(np.uint8).reshape(len(logits), -1)
+        inside = (logits >= 0).reshape(levels.shape)
+        levels = np.where(inside, np.maximum(levels, lowest_inside), np.minimum(levels, lowest_inside - 1))
+        if self.bits == 4:
+            padded = np.pad(levels, ((0, 0), (0, levels.shape[1] % 2)))
+            levels = padded[:, ::2] << 4 | padded[:, 1::2]
+        return [row.tobytes() for row in levels]
+
+    def decode(self, data: Sequence[bytes], height: int, width: int) -> NDArray[np.float32]:
+        levels = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(len(data), -1)
+        if self.bits == 4:
+            levels = np.stack([levels >> 4, levels & 15], axis=2).reshape(len(data), -1)
+        grid = levels[:, : height * width].reshape(len(data), height, width)
+        values: NDArray[np.float32] = (grid * np.float32(2 / self.highest) - 1) * np.float32(LOGIT)
+        return values
+
+
+CODECS: dict[str, _Codec] = {
+    "rle": _RunLengths(),
+    "bits": _Bits(),
+    "logits4": _Levels(4),
+    "logits8": _Levels(8),
+}
+
+
+def encode_proposals(
+    proposals: MaskProposals, height: int, width: int, encoding: MaskEncoding = "rle"
+) -> dict[str, Any]:
     """A row of the proposals table, less its `image_id`. A mask without a pixel is dropped.
 
     Args:
         proposals: what a generator gave for one image.
         height, width: pixels of that image.
+        encoding: see the module.
     """
-    masks = proposals.mask_logits >= 0
-    kept = masks.any(axis=(1, 2))
-    return {"height": height, "width": width, "masks": encode_masks(masks[kept], proposals.scores[kept])}
+    logits = proposals.mask_logits
+    if encoding.startswith("logits"):
+        logits = _at_stride(logits, height, width)
+    areas = (logits >= 0).sum(axis=(1, 2))
+    kept = areas > 0
+    data = CODECS[encoding].encode(logits[kept]) if kept.any() else []
+    masks = [
+        {
+            "height": logits.shape[1],
+            "width": logits.shape[2],
+            "data": encoded,
+            "score": float(score),
+            "area": int(area),
+        }
+        for encoded, score, area in zip(data, proposals.scores[kept], areas[kept], strict=True)
+    ]
+    return {"height": height, "width": width, "encoding": encoding, "masks": masks}
 
 
 def decode_proposals(row: Mapping[str, Any]) -> MaskProposals:
-    """The proposals of a row of the proposals table, at the size they were stored in."""
-    masks = decode_masks(row["masks"])
-    if not len(masks):
-        masks = np.zeros((0, row["height"], row["width"]), dtype=bool)
-    logits = np.where(masks, np.float32(LOGIT), np.float32(-LOGIT))
-    return MaskProposals(logits, np.array([struct["score"] for struct in row["masks"]], dtype=np.float32))
+    """The proposals of a row of the proposals table, at the size they were stored in.
+
+    Raises:
+        ValueError: masks of several sizes, or an encoding that this version does not know.
+    """
+    masks = row["masks"]
+    if row["encoding"] not in CODECS:
+        raise ValueError(
+            f"masks are encoded as {row['encoding']!r}, this version reads {', '.join(ENCODINGS)}; "
+            "update the platform, or propose again"
+        )
+    if not masks:
+        shape = (0, row["height"], row["width"])
+        return MaskProposals(np.zeros(shape, np.float32), np.zeros(0, np.float32))
+    sizes = {(mask["height"], mask["width"]) for mask in masks}
+    if len(sizes) > 1:
+        raise ValueError(f"masks of one image must share one size, got {sorted(sizes)} (height, width)")
+    logits = CODECS[row["encoding"]].decode([mask["data"] for mask in masks], *sizes.pop())
+    return MaskProposals(logits, np.array([mask["score"] for mask in masks], dtype=np.float32))
+
+
+def run_lengths(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """COCO's compressed run lengths of masks [Q, h, w]: `size` and `counts` of each."""
+    # Runs go down the columns, so pycocotools wants [h, w, Q] in column-major order.
+    runs: list[dict[str, Any]] = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
+    return runs
+
+
+def _binary_logits(masks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.where(masks.view(np.bool_), np.float32(LOGIT), np.float32(-LOGIT))
+
+
+def _at_stride(logits: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Logits of cells of LOGIT_STRIDE pixels, where they came finer: of the mean probability in each."""
+    import torch
+    import torch.nn.functional as F
+
+    size = -(-height // LOGIT_STRIDE), -(-width // LOGIT_STRIDE)
+    if not len(logits) or (logits.shape[1] <= size[0] and logits.shape[2] <= size[1]):
+        return logits
+    means = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(logits)).sigmoid()[None], size)[0]
+    return np.asarray(means.logit(eps=1e-5).numpy())

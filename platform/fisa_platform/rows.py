@@ -87,7 +87,7 @@ class ProposalRows:
         files = open_version(proposals_uri).files(prefix="proposals/", suffix=".parquet")
         if not files:
             raise ValueError(f"{proposals_uri}: holds no table of proposals; give what `propose` wrote")
-        self.rows = TableRows(files, ["image_id", "height", "width", "masks"])
+        self.rows = TableRows(files, ["image_id", "height", "width", "encoding", "masks"])
         self.positions = self.rows.positions()
 
     def __contains__(self, image_id: object) -> bool:

@@ -63,8 +63,8 @@ MASK = pa.struct(
         # Size of the stored mask, which covers the whole image; may be below the image's size.
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
-        # COCO's compressed run lengths. Large: nested 32-bit offsets overflow at 2 GiB a block.
-        pa.field("counts", pa.large_binary(), nullable=False),
+        # In the row's encoding; `rle` is COCO's. Large: nested 32-bit offsets overflow at 2 GiB a block.
+        pa.field("data", pa.large_binary(), nullable=False),
         # The generator's own confidence that this is something, 0 to 1; 1 where it has none.
         pa.field("score", pa.float32(), nullable=False),
         # Pixels of the stored mask.
@@ -79,6 +79,8 @@ PROPOSALS = pa.schema(
         # Pixels of the image that the masks belong to.
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
+        # How each mask's `data` is written: rle, bits, logits4 or logits8; see mask_codec.py.
+        pa.field("encoding", pa.string(), nullable=False),
         # Best first where the generator ranks; may be empty, never null.
         pa.field("masks", pa.list_(MASK), nullable=False),
     ]

@@ -36,9 +36,10 @@ ROWS = {
             "image_id": "139",
             "height": 3,
             "width": 4,
-            "masks": [{"height": 3, "width": 4, "counts": BYTES, "score": 0.5, "area": 6}],
+            "encoding": "rle",
+            "masks": [{"height": 3, "width": 4, "data": BYTES, "score": 0.5, "area": 6}],
         },
-        {"image_id": "empty", "height": 3, "width": 4, "masks": []},
+        {"image_id": "empty", "height": 3, "width": 4, "encoding": "rle", "masks": []},
     ],
     "REJECTED": [{"image_id": "140", "file_name": "140.jpg", "reason": "cannot be decoded"}],
     "PREDICTIONS": [

@@ -16,7 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fisa_model.config import PanopticConfig
 from fisa_model.segmentation import Segmentation
 from fisa_platform import __version__
-from fisa_platform.mask_codec import encode_masks
+from fisa_platform.mask_codec import run_lengths
 from fisa_platform.panoptic_png import encode_panoptic
 from fisa_platform.rendering import draw_segments, encode_picture
 from fisa_platform.serving.limits import Limits
@@ -155,8 +155,9 @@ def encode_answer(question: Question, found: Segmentation) -> SegmentAnswer:
 
 
 def _run_lengths(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> RunLengths:
-    (run,) = encode_masks(mask[None], np.ones(1, dtype=np.float32))
-    return RunLengths(size=(run["height"], run["width"]), counts=run["counts"].decode("ascii"))
+    (run,) = run_lengths(mask[None])
+    height, width = run["size"]
+    return RunLengths(size=(height, width), counts=run["counts"].decode("ascii"))
 
 
 def _overlay(question: Question, found: Segmentation) -> Response:

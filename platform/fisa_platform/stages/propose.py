@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fisa_model.mask_generators import GeneratorName
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
+from fisa_platform.mask_codec import MaskEncoding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +38,9 @@ class ProposeConfig:
 
     generator_uri: str | None = None
     """In place of generator_weights: what `train` wrote when its Mask2Former learnt."""
+
+    encoding: MaskEncoding = "rle"
+    """How masks are stored: run lengths, bits, or 16 or 256 levels at a quarter of the image's side."""
 
     batch_size: int = 8
     """Images that a worker takes at once."""
@@ -73,6 +77,7 @@ class Proposer:
     def __init__(self, config: ProposeConfig, device: str) -> None:
         from fisa_model.mask_generators import load_mask_generator
 
+        self.encoding = config.encoding
         self.generator: MaskGenerator | None = None
         if config.generator_uri is not None:
             self.generator = load_trained_generator(config.generator_uri, device)
@@ -97,7 +102,7 @@ class Proposer:
             proposals = true_proposals_of(row) if self.generator is None else self.generator(image)
         except ValueError as error:
             return {**key, "reason": str(error)}
-        return {**key, **encode_proposals(proposals, *image.shape[:2])}
+        return {**key, **encode_proposals(proposals, image.shape[0], image.shape[1], self.encoding)}
 
 
 def load_trained_generator(uri: str, device: str) -> MaskGenerator:

@@ -17,7 +17,7 @@ from fisa_model.vocabulary import Vocabulary
 from fisa_platform import manifest, storage
 from fisa_platform.images import decode_image
 from fisa_platform.manifest import Version
-from fisa_platform.mask_codec import encode_masks
+from fisa_platform.mask_codec import encode_proposals
 from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS
@@ -80,7 +80,9 @@ def propose_ground_truth(images: Version, output_uri: str) -> Version:
     for row in TableRows(images.files("images/"), IMAGES.names):
         ids = decode_panoptic(row["panoptic"])
         masks = np.stack([ids == segment["id"] for segment in row["segments_info"]])
-        rows.append({**row, "masks": encode_masks(masks, np.ones(len(masks), dtype=np.float32))})
+        logits = np.where(masks, np.float32(1), np.float32(-1))
+        proposals = MaskProposals(logits, np.ones(len(masks), np.float32))
+        rows.append({**row, **encode_proposals(proposals, *ids.shape)})
     pending = manifest.new_version(output_uri, "truth")
     table = failable_table(PROPOSALS, rows)
     write_batch(table, output_uri=pending.uri, name="proposals", schema=PROPOSALS)

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from fisa_model.mask_generators import MaskProposals
 from fisa_model.objective import collate
 from fisa_model.transforms import Jitter
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_platform import manifest
-from fisa_platform.mask_codec import encode_masks
+from fisa_platform.mask_codec import encode_proposals
 from fisa_platform.panoptic_png import encode_panoptic
 from fisa_platform.rows import ProposalRows, TableRows
 from fisa_platform.schema import IMAGES, PROPOSALS
@@ -57,8 +58,9 @@ def images_row(name: str, ids: NDArray[np.int32]) -> dict[str, object]:
 def proposals_row(name: str, ids: NDArray[np.int32], count: int) -> dict[str, object]:
     """The box first, then the field, then the crowd."""
     masks = np.stack([ids == number for number in (BOX, FIELD, CROWD)[:count]])
-    structs = encode_masks(masks, np.ones(count, dtype=np.float32))
-    return {"image_id": name, "height": ids.shape[0], "width": ids.shape[1], "masks": structs}
+    logits = np.where(masks, np.float32(1), np.float32(-1))
+    proposals = MaskProposals(logits, np.ones(count, np.float32))
+    return {"image_id": name, **encode_proposals(proposals, *ids.shape)}
 
 
 def write(folder: Path, name: str, rows: list[dict[str, object]]) -> str:
