@@ -1,6 +1,6 @@
 """Encodings of stored masks: their size, their time, and what they lose.
 
-    uv run python tests/benchmarks/mask_codec.py                    # masks of a small YOLO net, beside the checkout
+    uv run python tests/benchmarks/mask_codec.py     # masks of a small YOLO net, from beside the checkout
     uv run python tests/benchmarks/mask_codec.py --source mask2former --model FOLDER_OR_HUB_NAME
 
 `bytes` is an image's part of a Parquet file of the proposals table, which is compressed with zstd. `IoU` is
