@@ -68,6 +68,9 @@ class Manifest:
     """Wall time of the stage."""
 
     inputs: dict[str, Input]
+    run_id: str | None = None
+    """The attempt that committed; its files may be those of earlier attempts, too."""
+
     rows: int | None = None
     files: list[DataFile] = field(default_factory=list)
     vocabulary: list[dict[str, Any]] | None = None
@@ -194,6 +197,7 @@ def commit(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
         inputs=dict(inputs),
+        run_id=pending.run_id,
         rows=rows,
         files=_describe_files(pending, files),
         vocabulary=[dict(category) for category in vocabulary] if vocabulary is not None else None,

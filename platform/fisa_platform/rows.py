@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
@@ -102,10 +102,15 @@ class ProposalRows:
         return decode_proposals(self.rows[self.positions[image_id]])
 
 
-def row_places(files: Sequence[str], *, limit: int | None = None) -> pa.Table:
-    """PLACES of all rows in the order of the files, or with `limit` of the first by `image_id`."""
-    if limit is not None:
-        return pa.Table.from_pylist(TableRows(files, []).places()[:limit], schema=PLACES)
+def row_places(
+    files: Sequence[str], *, limit: int | None = None, done: Collection[str] = frozenset()
+) -> pa.Table:
+    """PLACES of all rows in the order of the files; or, with `limit` or `done`, of the first others by id."""
+    if limit is not None or done:
+        rows = TableRows(files, [])
+        places = zip(rows.ids, rows.places(), strict=True)
+        left = [place for image_id, place in places if image_id not in done]
+        return pa.Table.from_pylist(left[:limit], schema=PLACES)
     with ThreadPoolExecutor(_THREADS) as pool:
         metadata = list(pool.map(lambda uri: _open_parquet(uri).metadata, files))
     counts = [[file.row_group(group).num_rows for group in range(file.num_row_groups)] for file in metadata]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fisa_platform import compute, manifest, storage
 from fisa_platform.job import Job, StageContext, to_json, without_uris
-from fisa_platform.manifest import Input, PendingVersion, Version
+from fisa_platform.manifest import Input, Version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +128,7 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
             files=result.files,
         )
     message = result.message
-    if version is not None and pending is not None and not _is_from(version, pending):
+    if version is not None and pending is not None and version.manifest.run_id != pending.run_id:
         progress("another run of the same job committed this version first; its files are the ones to use")
         message = version.manifest.extra.get("message")
     progress(f"finished in {seconds:.1f} s" + (f", {result.rows} rows" if result.rows is not None else ""))
@@ -173,13 +173,6 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
             problems.append(f"config.output_uri: {error}")
     state = f"done (version {version.fingerprint})" if version else "not ready" if problems else "to run"
     return Plan(name=name, job=job, reads=reads, state=state, problems=problems), version
-
-
-def _is_from(version: Version, pending: PendingVersion) -> bool:
-    """Whether this attempt's files are the version's, and not those of a run that was quicker."""
-    attempt = pending.uri.rsplit("/", 1)[-1]
-    files = version.manifest.files
-    return not files or any(file.path.startswith(f"{attempt}/") for file in files)
 
 
 def _make_folder(output_uri: str) -> None:

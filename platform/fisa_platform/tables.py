@@ -1,14 +1,15 @@
 """Tables through Ray Data: a row that succeeded goes to its table, one that failed to `rejected`.
 
-Each task writes its own Parquet files under unique names and returns their URIs. Only those reach the
-manifest, so the files of a task that died or was retried are never part of a version.
+Each task writes its own Parquet files and returns their URIs. Only those reach the manifest, so the files of
+a task that died or was retried are part of a version once at most. A file is named by the images in it, so
+that a task which is done again writes the same file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -64,12 +65,18 @@ def write_batch(batch: pa.Table, *, output_uri: str, name: str, schema: pa.Schem
     written = []
     for table_name, part in parts.items():
         if part.num_rows:
-            uri = storage.join(output_uri, table_name, f"{uuid.uuid4().hex}.parquet")
+            digest = hashlib.sha256("\n".join(part["image_id"].to_pylist()).encode()).hexdigest()[:32]
+            uri = storage.join(output_uri, table_name, f"{digest}.parquet")
             write_parquet(uri, part)
-            reasons = part.slice(0, 1).to_pylist() if table_name == REJECTED_TABLE else []
-            example = f"{reasons[0]['file_name']}: {reasons[0]['reason']}" if reasons else None
-            written.append({"uri": uri, "table": table_name, "rows": part.num_rows, "example": example})
+            written.append(part_row(uri, table_name, part))
     return pa.Table.from_pylist(written, schema=_WRITTEN)
+
+
+def part_row(uri: str, table: str, rows: pa.Table) -> dict[str, Any]:
+    """What a driver is told about a file of `rejected` or of another table."""
+    first = rows.slice(0, 1).to_pylist() if table == REJECTED_TABLE else []
+    example = f"{first[0]['file_name']}: {first[0]['reason']}" if first else None
+    return {"uri": uri, "table": table, "rows": rows.num_rows, "example": example}
 
 
 def write_parquet(uri: str, table: pa.Table) -> None:
@@ -132,6 +139,7 @@ def read_rows(
     batch_size: int,
     compute: Compute,
     limit: int | None = None,
+    done: Collection[str] = frozenset(),
 ) -> tuple[Dataset, ActorPoolStrategy]:
     """The images table of a version as a Ray dataset, and the pool of actors for it.
 
@@ -145,6 +153,7 @@ def read_rows(
         batch_size: rows that a worker will take at once; a block has at least as many.
         compute: of the workers that the rows are for.
         limit: only the first rows by `image_id`.
+        done: images that are left out.
     """
     import ray.data
 
@@ -152,10 +161,10 @@ def read_rows(
     files = version.files(prefix="images/", suffix=".parquet")
     if not files:
         raise ValueError(f"{uri}: holds no table of images (it was written by {version.manifest.stage!r})")
-    places = row_places(files, limit=limit)
+    places = row_places(files, limit=limit, done=done)
     fair = -(-places.num_rows // (compute.workers.max * BLOCKS_PER_WORKER))
     size = min(max(fair, batch_size), max(MAX_ROWS_PER_BLOCK, batch_size))
-    blocks = [places.slice(start, size) for start in range(0, places.num_rows, size)]
+    blocks = [places.slice(start, size) for start in range(0, places.num_rows, size)] or [places]
     read = partial(read_places, columns=list(columns))
     rows = ray.data.from_arrow(blocks).map_batches(
         read, batch_size=None, batch_format="pyarrow", **reader_options(compute)

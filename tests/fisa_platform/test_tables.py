@@ -12,7 +12,14 @@ from fisa_platform.tables import Written, failable_table, write_batch, write_par
 
 
 def proposals_row(image_id: str) -> dict[str, object]:
-    return {"image_id": image_id, "file_name": f"{image_id}.jpg", "height": 2, "width": 3, "masks": []}
+    return {
+        "image_id": image_id,
+        "file_name": f"{image_id}.jpg",
+        "height": 2,
+        "width": 3,
+        "encoding": "rle",
+        "masks": [],
+    }
 
 
 def test_failed_rows_go_to_their_own_table(tmp_path: Path) -> None:

@@ -139,15 +139,22 @@ def true_proposals_of(row: dict[str, Any]) -> MaskProposals:
 
 
 def run(config: ProposeConfig, compute: Compute, context: StageContext) -> StageResult:
-    """Read images and propose on a pool of actors, write proposals in tasks."""
+    """Read images and propose on a pool of actors, write proposals in tasks; go on where a run was killed."""
+    from fisa_platform.manifest import open_version
+    from fisa_platform.resume import check_once, earlier_work
+    from fisa_platform.rows import TableRows
     from fisa_platform.schema import PROPOSALS
     from fisa_platform.tables import WRITER, Written, collect, read_rows, write_batch
 
+    earlier = earlier_work(context.output, "proposals")
+    if earlier.ids:
+        context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
     images, pool = read_rows(
         config.images_uri,
         columns=["image_id", "file_name", "image", *(TRUTH if config.generator == "oracle" else ())],
         batch_size=config.batch_size,
         compute=compute,
+        done=earlier.ids,
     )
     device = "cuda" if compute.gpus_per_worker else "cpu"
     proposals = images.map_batches(
@@ -160,8 +167,10 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
     )
     write = partial(write_batch, output_uri=context.output.uri, name="proposals", schema=PROPOSALS)
     parts = proposals.map_batches(write, batch_size=config.rows_per_file, **WRITER)
-    written = Written.of(collect(parts, context.progress), "proposals")
+    written = Written.of([*earlier.parts, *collect(parts, context.progress)], "proposals")
     written.check(config.max_rejected_fraction)
+    source = open_version(config.images_uri).files(prefix="images/", suffix=".parquet")
+    check_once(TableRows(source, []).ids, written.files)
     return StageResult(
         rows=written.rows, extra={"rejected": written.rejected}, files=written.files, message=written.summary
     )

@@ -113,17 +113,25 @@ class ShardConfig:
 
 
 def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageResult:
-    """Index the source on the driver; each task then reads, checks and writes the images of one file."""
+    """Index the source on the driver; each task then reads, checks and writes the images of one file.
+
+    A run that was killed is gone on with.
+    """
     import ray.data
 
+    from fisa_platform.resume import check_once, earlier_work
     from fisa_platform.tables import Written, collect
 
     index = read_index(config)
     missing = f", {len(index.rejected)} cannot be used" if index.rejected else ""
     context.progress(f"{len(index.rows)} images found{missing}")
-    table = index_table(index)
-    size = min(config.rows_per_file, -(-table.num_rows // compute.workers.max))
-    blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)]
+    earlier = earlier_work(context.output, "images")
+    if earlier.ids:
+        context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
+    left = [row for row in index.rows if row["image_id"] not in earlier.ids]
+    table = index_table(replace(index, rows=left, rejected=[]))
+    size = max(1, min(config.rows_per_file, -(-table.num_rows // compute.workers.max)))
+    blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)] or [table]
     parts = ray.data.from_arrow(blocks).map_batches(
         partial(write_images, output_uri=context.output.uri),
         batch_size=None,
@@ -131,7 +139,9 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
         compute=ray.data.TaskPoolStrategy(size=compute.workers.max),
         **compute.ray_options(),
     )
-    written = Written.of(collect(parts, context.progress), "images")
+    done = [*earlier.parts, *collect(parts, context.progress)]
+    check_once([row["image_id"] for row in index.rows], [part["uri"] for part in done])
+    written = Written.of([*done, *write_rejected(index, context.output.uri)], "images")
     written.check(config.max_rejected_fraction)
     return StageResult(
         rows=written.rows,
@@ -180,6 +190,23 @@ def index_table(index: Index) -> pa.Table:
     rejected = [{**row, "image_uri": ""} for row in index.rejected]
     schema = pa.schema([*((f.name, f.type) for f in INDEX), ("reason", pa.string())])
     return pa.Table.from_pylist([*index.rows, *rejected], schema=schema)
+
+
+def write_rejected(index: Index, output_uri: str) -> list[dict[str, Any]]:
+    """A file of what the index rejects, whose ids may be those of images that are used; its part, if any."""
+    import pyarrow as pa
+
+    from fisa_platform import storage
+    from fisa_platform.resume import INDEX_FILE
+    from fisa_platform.schema import REJECTED
+    from fisa_platform.tables import REJECTED_TABLE, part_row, write_parquet
+
+    if not index.rejected:
+        return []
+    uri = storage.join(output_uri, REJECTED_TABLE, INDEX_FILE)
+    table = pa.Table.from_pylist(index.rejected, schema=REJECTED)
+    write_parquet(uri, table)
+    return [part_row(uri, REJECTED_TABLE, table)]
 
 
 def write_images(batch: pa.Table, *, output_uri: str) -> pa.Table:

@@ -1,0 +1,99 @@
+"""What earlier attempts at a version have done, so that a run that was killed loses only what it had in hand.
+
+A file of a table is written whole or not at all, so that a file which is there is work that is done. Of two
+files that share an image one is left out: readers see every image once, whatever was killed and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from fisa_platform import storage
+from fisa_platform.manifest import PendingVersion
+from fisa_platform.tables import REJECTED_TABLE, part_row
+
+INDEX_FILE = "index.parquet"
+"""What a source's index rejects, before any image is opened; every attempt writes it anew."""
+
+_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierWork:
+    """What need not be done again."""
+
+    parts: list[dict[str, Any]]
+    """The files, as `write_batch` returned them to a driver that is gone."""
+
+    ids: frozenset[str]
+    """The images in these files."""
+
+
+def earlier_work(pending: PendingVersion, name: str) -> EarlierWork:
+    """Files that other attempts wrote below `<name>` and `rejected`, without those that repeat an image."""
+    found = [path for path in storage.list_files(pending.version_uri) if _is_part(path, pending, name)]
+    uris = [storage.join(pending.version_uri, path) for path in found]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = list(pool.map(_read_part, uris))
+    parts: list[dict[str, Any]] = []
+    ids: set[str] = set()
+    for part, part_ids in read:
+        if ids.isdisjoint(part_ids):
+            parts.append(part)
+            ids.update(part_ids)
+    return EarlierWork(parts, frozenset(ids))
+
+
+def check_once(expected: Iterable[str], files: Collection[str]) -> None:
+    """Make sure that every image is in exactly one row of these files.
+
+    Raises:
+        RuntimeError: an image is lost, is there twice, or was not asked for.
+    """
+    wanted = set(expected)
+    seen: set[str] = set()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for uri, ids in zip(files, pool.map(_read_ids, files), strict=True):
+            for image_id in ids:
+                if image_id in seen or image_id not in wanted:
+                    problem = "is in a second row" if image_id in seen else "was not asked for"
+                    raise RuntimeError(f"{uri}: image {image_id!r} {problem}; report this, and run again")
+                seen.add(image_id)
+    if lost := wanted - seen:
+        raise RuntimeError(
+            f"{len(lost)} images are in no file, {min(lost)!r} among them; report this, and run again"
+        )
+
+
+def _is_part(path: str, pending: PendingVersion, name: str) -> bool:
+    attempt, _, rest = path.partition("/")
+    table, _, file = rest.partition("/")
+    return (
+        attempt.startswith("run-")
+        and attempt != pending.run_id
+        and table in (name, REJECTED_TABLE)
+        and file.endswith(".parquet")
+        and file != INDEX_FILE
+    )
+
+
+def _read_part(uri: str) -> tuple[dict[str, Any], list[str]]:
+    table = uri.rsplit("/", 2)[-2]
+    columns = ["image_id", "file_name", "reason"] if table == REJECTED_TABLE else ["image_id"]
+    rows = _read(uri, columns)
+    return part_row(uri, table, rows), rows["image_id"].to_pylist()
+
+
+def _read_ids(uri: str) -> list[str]:
+    ids: list[str] = _read(uri, ["image_id"])["image_id"].to_pylist()
+    return ids
+
+
+def _read(uri: str, columns: list[str]) -> Any:
+    filesystem, path = storage.pyarrow_filesystem(uri)
+    return pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
