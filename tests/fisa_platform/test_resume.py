@@ -48,7 +48,7 @@ def test_files_of_other_attempts_are_taken_over(attempts: tuple[PendingVersion, 
 def test_a_task_that_is_done_again_writes_the_same_file(
     attempts: tuple[PendingVersion, PendingVersion],
 ) -> None:
-    killed, current = attempts
+    killed, _ = attempts
     assert write(killed, "ab") == write(killed, "ab") != write(killed, "abc")
 
 
