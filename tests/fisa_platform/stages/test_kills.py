@@ -1,0 +1,184 @@
+"""Whatever is killed, `propose` ends with the table of a run that was left alone, every image once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from fisa_platform import manifest
+from fisa_platform.manifest import Version
+from fisa_platform.rows import TableRows
+from fisa_platform.schema import PROPOSALS
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SCENES, ROWS_PER_FILE = 480, 8
+SECONDS = 240
+Run = Callable[..., Version]
+
+ON_TWO_NODES = """
+import os, sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+
+spec, output, files = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+node = cluster.add_node(num_cpus=2)
+os.environ["RAY_ADDRESS"] = cluster.address
+
+def kill():
+    while len(list(output.glob("*/run-*/proposals/*.parquet"))) < files:
+        time.sleep(0.02)
+    cluster.remove_node(node, allow_graceful=False)
+    print("killed a node", flush=True)
+
+threading.Thread(target=kill, daemon=True).start()
+from fisa_platform.cli import main
+main(["run", spec])
+"""
+
+
+@pytest.fixture(scope="module")
+def images(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output_uri = str(tmp_path_factory.mktemp("kills") / "images")
+    toyworld = {"scenes": SCENES, "names": "all"}
+    return run("shard", toyworld=toyworld, rows_per_file=60, output_uri=output_uri).uri
+
+
+@pytest.fixture(scope="module")
+def expected(images: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Rows of a run that was left alone."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    finish(start(write_spec(output, images)))
+    return rows_of(output)
+
+
+def write_spec(output: Path, images: str, **changes: Any) -> Path:
+    """A spec that proposes into `output`."""
+    config = {
+        "images_uri": images,
+        "generator": "felzenszwalb",
+        "batch_size": 4,
+        "rows_per_file": ROWS_PER_FILE,
+        "output_uri": str(output / "proposals"),
+    }
+    compute = {"workers": {"min": 2, "max": 2}}
+    spec = output / "propose.yaml"
+    # JSON is YAML.
+    spec.write_text(json.dumps({"stage": "propose", "config": config, "compute": {**compute, **changes}}))
+    return spec
+
+
+def start(*command: str | Path) -> subprocess.Popen[str]:
+    """`fisa run SPEC`, or another command of Python, in a process of its own."""
+    arguments = [str(REPOSITORY / "platform"), "run", *command] if len(command) == 1 else command
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "platform"), str(REPOSITORY)]),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What the process printed, once it has ended well."""
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output
+    return output
+
+
+def paths_in(output: Path) -> list[Path]:
+    """Files of proposals, committed or not."""
+    return list(output.glob("proposals/*/run-*/proposals/*.parquet"))
+
+
+def in_version(path: Path) -> str:
+    return str(Path(*path.parts[-3:]))
+
+
+def files_in(output: Path) -> set[str]:
+    return {in_version(path) for path in paths_in(output)}
+
+
+def wait_for(output: Path, fraction: float, process: subprocess.Popen[str]) -> set[str]:
+    """Wait until so much of the table is written; its files."""
+    deadline = time.monotonic() + SECONDS
+    while len(found := files_in(output)) < fraction * SCENES / ROWS_PER_FILE:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    version = manifest.open_version(str(output / "proposals"))
+    assert version.manifest.rows == SCENES
+    return list(TableRows(version.files("proposals/"), PROPOSALS.names))
+
+
+def committed_files(output: Path) -> set[str]:
+    files = manifest.open_version(str(output / "proposals")).manifest.files
+    return {file.path for file in files if "/proposals/" in file.path}
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.7])
+def test_a_killed_driver_is_gone_on_with(
+    expected: list[dict[str, Any]], images: str, tmp_path: Path, fraction: float
+) -> None:
+    spec = write_spec(tmp_path, images)
+    process = start(spec)
+    wait_for(tmp_path, fraction, process)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(workers, timeout=60)  # Ray notices that its driver is gone
+    before = files_in(tmp_path)
+    said = finish(start(spec))
+    done = sum(pq.read_metadata(path).num_rows for path in paths_in(tmp_path) if in_version(path) in before)
+    assert 0 < done < SCENES
+    assert f"{done} images were done by a run that did not end" in said
+    assert rows_of(tmp_path) == expected
+    assert before < committed_files(tmp_path), "what was written is used, and not made again"
+    assert len(files_in(tmp_path)) == len(committed_files(tmp_path))
+    assert "up to date" in finish(start(spec))
+
+
+def test_a_killed_actor_is_replaced(expected: list[dict[str, Any]], images: str, tmp_path: Path) -> None:
+    process = start(write_spec(tmp_path, images))
+    wait_for(tmp_path, 0.3, process)
+    actors = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "Proposer" in " ".join(child.cmdline())
+    ]
+    assert actors
+    actors[0].kill()
+    finish(process)
+    assert rows_of(tmp_path) == expected
+
+
+def test_a_killed_node_costs_nothing_but_time(
+    expected: list[dict[str, Any]], images: str, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path, images, workers={"min": 3, "max": 3})
+    files = int(0.3 * SCENES / ROWS_PER_FILE)
+    said = finish(start("-c", ON_TWO_NODES, spec, tmp_path / "proposals", str(files)))
+    assert "killed a node" in said
+    assert rows_of(tmp_path) == expected
