@@ -1,4 +1,4 @@
-"""The command line: `fisa run | check | schema | status | convert-mask2former`; a spec alone means `run`."""
+"""The command line, `fisa run | check | schema | status | inspect | gc | ...`; a spec alone means `run`."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from fisa_platform.spec import OF_JOBS, SpecError, jobs_of, load_job, step_stage
 from fisa_platform.stages import STAGES
 from fisa_platform.text_table import text_table
 
-COMMANDS = ("run", "check", "schema", "status", "convert-mask2former")
+COMMANDS = ("run", "check", "schema", "status", "inspect", "gc", "convert-mask2former")
 OUR_PACKAGES = {"fisa_platform", "fisa_model"}
 
 app = typer.Typer(
@@ -129,6 +129,57 @@ def status(
             rows += _version_rows(dataset)
     if len(rows) > 1:
         _say("\n".join(text_table(rows)))
+
+
+@app.command()
+def inspect(
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="A version, or the folder of a stage's versions.")
+    ],
+    *,
+    show: Annotated[int, typer.Option(min=0, metavar="N", help="Draw the first N images.")] = 0,
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where the drawing goes.")] = Path(
+        "contact_sheet.png"
+    ),
+) -> None:
+    """Say what a version holds and where it comes from; with --show, draw its images with their masks."""
+    from fisa_platform import inspection
+    from fisa_platform.rendering import encode_picture
+
+    version = manifest.open_version(storage.make_absolute(uri))
+    _say(inspection.describe(version))
+    if show:
+        output.write_bytes(encode_picture(inspection.show(version, show)))
+        _say(f"drawn     {output}")
+
+
+@app.command()
+def gc(
+    uris: Annotated[
+        list[str] | None, typer.Argument(metavar="[URI...]", help="Folders; by default runs/.")
+    ] = None,
+    *,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete what is listed.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also what runs that did not end would go on with.")
+    ] = False,
+) -> None:
+    """List files that no manifest names; not while the jobs that write them run."""
+    from fisa_platform.garbage import find_garbage
+
+    rows: list[tuple[str, ...]] = [("version", "files", "MB", "left by")]
+    for uri in uris or ["runs"]:
+        for garbage in find_garbage(storage.make_absolute(uri)):
+            if garbage.unfinished and not unfinished:
+                why = "a run that did not end; kept without --unfinished"
+            else:
+                why = "a run that did not end" if garbage.unfinished else "a run that was replaced"
+                if remove:
+                    garbage.remove()
+            rows.append((garbage.version_uri, str(len(garbage.files)), f"{garbage.bytes / 1e6:.1f}", why))
+    _say("\n".join(text_table(rows)) if len(rows) > 1 else "nothing is left over")
+    if len(rows) > 1 and not remove:
+        _say("nothing was deleted; --remove does it")
 
 
 @app.command("convert-mask2former")

@@ -64,6 +64,39 @@ def draw_segments(
     return picture
 
 
+def draw_masks(image: NDArray[np.uint8], masks: NDArray[np.bool_], min_side: int = 448) -> Image.Image:
+    """The image [H, W, 3] with masks [Q, h, w] of its frame, each in its own colour, small ones on top."""
+    ids = np.zeros(masks.shape[1:], dtype=np.int32)
+    for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist():
+        ids[masks[index]] = index + 1
+    factor = max(1, -(-min_side // min(image.shape[:2])))
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    enlarged = np.asarray(Image.fromarray(ids, mode="I").resize(size, Image.Resampling.NEAREST))
+    return _paint(pixels, enlarged, {index + 1: class_colour(index) for index in range(len(masks))})
+
+
+def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], *, columns: int, width: int) -> Image.Image:
+    """Pictures in rows of so many, each `width` pixels wide and under its title."""
+    font = _font(14)
+    line = 20
+    scaled = [
+        (title, picture.resize((width, max(1, round(picture.height * width / picture.width)))))
+        for title, picture in pictures
+    ]
+    rows = [scaled[start : start + columns] for start in range(0, len(scaled), columns)]
+    heights = [line + max(picture.height for _, picture in row) for row in rows]
+    sheet = Image.new("RGB", (width * min(columns, len(scaled)), sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, (title, picture) in enumerate(row):
+            draw.text((column * width + 4, top + 1), title, fill="black", font=font)
+            sheet.paste(picture, (column * width, top + line))
+        top += height
+    return sheet
+
+
 def side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures in a row, each under its title, at the height of the first."""
     height = panels[0][1].height

@@ -136,6 +136,13 @@ def upload(path: Path, uri: str) -> None:
         filesystem.put_file(str(path), remote_path)
 
 
+def remove(uri: str) -> None:
+    """Delete a file."""
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        filesystem.rm_file(path)
+
+
 def fingerprint(uri: str) -> str:
     """Hex digest that changes when the data there changes, without reading it.
 

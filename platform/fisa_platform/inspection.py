@@ -1,0 +1,112 @@
+"""What a version holds: in words, and as a contact sheet of its images with their masks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+from fisa_model.vocabulary import Vocabulary
+from fisa_platform.images import decode_image
+from fisa_platform.manifest import Version, open_version
+from fisa_platform.mask_codec import decode_proposals
+from fisa_platform.panoptic_png import decode_panoptic
+from fisa_platform.rendering import contact_sheet, draw_masks, draw_segments
+from fisa_platform.rows import TableRows
+from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS, REJECTED
+
+TABLES = {"images": IMAGES, "proposals": PROPOSALS, "predictions": PREDICTIONS, "rejected": REJECTED}
+COLUMNS, WIDTH = 4, 400
+NAMES, REASONS = 12, 5
+"""Class names and reasons of rejection that are listed."""
+
+
+def describe(version: Version) -> str:
+    """Rows, sizes, vocabulary and provenance."""
+    manifest = version.manifest
+    lines = [
+        f"{version.uri}",
+        f"stage     {manifest.stage}, {manifest.rows if manifest.rows is not None else 'no'} rows, "
+        f"{manifest.seconds:.1f} s",
+        f"written   {manifest.created_at} by version {manifest.code_version}, commit {manifest.git_commit}",
+        f"digest    {version.digest}",
+    ]
+    lines += [f"from      {name}: {read.uri} ({read.digest[:16]})" for name, read in manifest.inputs.items()]
+    lines += [f"files     {line}" for line in _file_lines(version)]
+    if manifest.vocabulary is not None:
+        names = Vocabulary.from_json(manifest.vocabulary).names
+        rest = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+        lines.append(f"classes   {len(names)}: {', '.join(names[:NAMES])}{rest}")
+    lines += [f"rejected  {line}" for line in _rejected_lines(version)]
+    return "\n".join(lines)
+
+
+def show(version: Version, count: int) -> Image.Image:
+    """A contact sheet of the first images by id: with ground truth, proposals or predictions.
+
+    Raises:
+        ValueError: the version holds no table of these.
+    """
+    pictures = list(_pictures(version, count))
+    if not pictures:
+        raise ValueError(f"{version.uri}: has no images, proposals or predictions to show")
+    return contact_sheet(pictures, columns=COLUMNS, width=WIDTH)
+
+
+def _file_lines(version: Version) -> Iterator[str]:
+    sizes: dict[str, list[int]] = defaultdict(list)
+    rows: dict[str, int] = defaultdict(int)
+    for file in version.manifest.files:
+        folder = "/".join(file.path.split("/")[1:-1]) or file.path.split("/")[-1]
+        sizes[folder].append(file.bytes)
+        rows[folder] += file.rows or 0
+    for folder, found in sorted(sizes.items()):
+        counted = f", {rows[folder]} rows" if rows[folder] else ""
+        yield f"{folder}: {len(found)} files, {sum(found) / 1e6:.1f} MB{counted}"
+
+
+def _rejected_lines(version: Version) -> Iterator[str]:
+    files = version.files(prefix="rejected/", suffix=".parquet")
+    if files:
+        rows = TableRows(files, REJECTED.names)
+        for number in range(min(REASONS, len(rows))):
+            row = rows[number]
+            yield f"{row['file_name']}: {row['reason']}"
+        if len(rows) > REASONS:
+            yield f"and {len(rows) - REASONS} more"
+
+
+def _pictures(version: Version, count: int) -> Iterator[tuple[str, Image.Image]]:
+    for table in ("images", "proposals", "predictions"):
+        files = version.files(prefix=f"{table}/", suffix=".parquet")
+        if files:
+            break
+    else:
+        return
+    rows = TableRows(files, TABLES[table].names)
+    images = rows if table == "images" else _images_of(version)
+    positions = images.positions()
+    for number in range(min(count, len(rows))):
+        row = rows[number]
+        image_row = images[positions[row["image_id"]]]
+        yield row["image_id"], _draw(decode_image(image_row["image"]), row, version, table)
+
+
+def _images_of(version: Version) -> TableRows:
+    source = version.manifest.inputs.get("images_uri")
+    if source is None:
+        raise ValueError(f"{version.uri}: does not say which images it was made from")
+    files = open_version(source.uri).files(prefix="images/", suffix=".parquet")
+    return TableRows(files, ["image_id", "image"])
+
+
+def _draw(image: Any, row: dict[str, Any], version: Version, table: str) -> Image.Image:
+    if table == "proposals":
+        return draw_masks(image, decode_proposals(row).mask_logits >= 0)
+    if row["panoptic"] is None:
+        return Image.fromarray(image)
+    assert version.manifest.vocabulary is not None
+    vocabulary = Vocabulary.from_json(version.manifest.vocabulary)
+    return draw_segments(image, decode_panoptic(row["panoptic"]), row["segments_info"], vocabulary)
