@@ -11,11 +11,16 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.fs
+
+ATTEMPTS = 10
+"""How often pyarrow asks a bucket before a 503 is an error; its own three fail a long job in a bad hour."""
 
 
 class StorageError(OSError):
@@ -178,10 +183,29 @@ def pyarrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     filesystem, path = _open_filesystem(uri)
     if uri.startswith("s3://"):
         with _clear_errors(uri):
-            return cast(tuple[pyarrow.fs.FileSystem, str], pyarrow.fs.FileSystem.from_uri(uri))
+            return _pyarrow_s3(path.partition("/")[0], _endpoint()), path
     if is_local(uri):
         return pyarrow.fs.LocalFileSystem(), path
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), filesystem._strip_protocol(path)
+
+
+@cache
+def _pyarrow_s3(bucket: str, endpoint: str | None) -> pyarrow.fs.S3FileSystem:
+    """pyarrow's client for a bucket; it finds keys, profiles and roles itself."""
+    retries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if endpoint is None:
+        region = region or pyarrow.fs.resolve_s3_region(bucket)
+        return pyarrow.fs.S3FileSystem(region=region, retry_strategy=retries)
+    address = urlsplit(endpoint)
+    return pyarrow.fs.S3FileSystem(
+        region=region, endpoint_override=address.netloc, scheme=address.scheme, retry_strategy=retries
+    )
+
+
+def _endpoint() -> str | None:
+    """The address of a server other than AWS."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _entries(uri: str) -> Iterator[tuple[str, str]]:
@@ -208,7 +232,7 @@ def _open_filesystem(uri: str) -> tuple[Any, str]:
             f"{uri}: unknown kind of location {protocol!r}; write a local path, file:// or s3://"
         )
     config: dict[str, Any] = {"connect_timeout": 5, "retries": {"max_attempts": 3, "mode": "standard"}}
-    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
+    if _endpoint():
         # Servers other than AWS: bucket names in the path, and no checksums that they do not know.
         config["s3"] = {"addressing_style": "path"}
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
