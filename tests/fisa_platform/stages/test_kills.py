@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from faulty_proxy import Faults, faulty_proxy
 
 from fisa_platform import manifest
 from fisa_platform.manifest import Version
@@ -63,14 +66,14 @@ def expected(images: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     return rows_of(output)
 
 
-def write_spec(output: Path, images: str, **changes: Any) -> Path:
-    """A spec that proposes into `output`."""
+def write_spec(output: Path, images: str, *, output_uri: str | None = None, **changes: Any) -> Path:
+    """A spec in `output` that proposes into it, or elsewhere; `changes` are of its compute."""
     config = {
         "images_uri": images,
         "generator": "felzenszwalb",
         "batch_size": 4,
         "rows_per_file": ROWS_PER_FILE,
-        "output_uri": str(output / "proposals"),
+        "output_uri": output_uri or str(output / "proposals"),
     }
     compute = {"workers": {"min": 2, "max": 2}}
     spec = output / "propose.yaml"
@@ -79,10 +82,12 @@ def write_spec(output: Path, images: str, **changes: Any) -> Path:
     return spec
 
 
-def start(*command: str | Path) -> subprocess.Popen[str]:
+def start(
+    *command: str | Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[str]:
     """`fisa run SPEC`, or another command of Python, in a process of its own."""
     arguments = [str(REPOSITORY / "platform"), "run", *command] if len(command) == 1 else command
-    environment = {
+    inherited = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "platform"), str(REPOSITORY)]),
         "RAY_AUTH_MODE": "disabled",
@@ -90,7 +95,7 @@ def start(*command: str | Path) -> subprocess.Popen[str]:
     }
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        env=environment,
+        env={**inherited, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -182,3 +187,19 @@ def test_a_killed_node_costs_nothing_but_time(
     said = finish(start("-c", ON_TWO_NODES, spec, tmp_path / "proposals", str(files)))
     assert "killed a node" in said
     assert rows_of(tmp_path) == expected
+
+
+def test_a_bucket_that_fails_often_costs_nothing_but_time(
+    expected: list[dict[str, Any]], images: str, s3_server: Any, tmp_path: Path
+) -> None:
+    """A fifth of all requests gets a 503 and another fifth waits; images, proposals, manifests lie there."""
+    folder = s3_server.folder / "bucket" / tmp_path.name
+    shutil.copytree(Path(images).parent, folder / "images")
+    faults = Faults(refused=0.2, delayed=0.2)
+    uri = f"s3://bucket/{tmp_path.name}"
+    spec = write_spec(tmp_path, f"{uri}/images", output_uri=f"{uri}/proposals")
+    with faulty_proxy(s3_server.environment["AWS_ENDPOINT_URL"], faults) as address:
+        finish(start(spec, environment={**s3_server.environment, "AWS_ENDPOINT_URL": address}))
+    assert faults.requests > 100
+    assert faults.failures > 0.15 * faults.requests
+    assert rows_of(folder) == expected
