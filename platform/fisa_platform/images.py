@@ -31,14 +31,18 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """RGB pixels [H, W, 3] after the EXIF orientation; grey, palette, CMYK and alpha are converted.
+    """RGB pixels [H, W, 3] after the EXIF orientation; grey, 16 bits, palette, CMYK, alpha are converted.
 
     Raises:
         ValueError: not an image, cut short, or too large.
     """
     image = _open(data)
     try:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            # 16 bits a pixel; `convert` would take all but the darkest for white.
+            upright = Image.fromarray((np.asarray(upright).clip(0, 65_535) / 257).round().astype(np.uint8))
+        return np.asarray(upright.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image cannot be decoded: {error}") from error
 

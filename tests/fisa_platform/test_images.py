@@ -33,6 +33,20 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert pixels.shape == (4, 5, 3) and pixels.dtype == np.uint8
 
 
+@pytest.mark.parametrize(
+    ("mode", "form"), [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("P", "PNG"), ("RGBA", "PNG")]
+)
+def test_colours_stay_what_they_are(mode: str, form: str) -> None:
+    pixels = decode_image(encoded(Image.new("RGB", (8, 8), (200, 30, 10)).convert(mode), form))
+    assert np.abs(pixels.astype(int) - (200, 30, 10)).max() <= 6
+
+
+def test_16_bits_of_grey_keep_their_shades() -> None:
+    shades = np.linspace(0, 65_535, 256).reshape(16, 16).astype(np.uint16)
+    pixels = decode_image(encoded(Image.fromarray(shades)))
+    assert np.array_equal(pixels, np.arange(256).reshape(16, 16, 1).repeat(3, axis=2))
+
+
 def test_a_png_named_jpg_is_a_png() -> None:
     assert image_size(encoded(Image.new("RGB", (3, 2)))) == (2, 3)
 
