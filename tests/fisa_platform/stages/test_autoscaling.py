@@ -1,4 +1,4 @@
-"""Ray's autoscaler, with raylets of this machine as nodes: they come when there is work, and go afterwards."""
+"""Ray's autoscaler, with raylets of this machine as nodes: they come when there is work, and go after it."""
 
 import json
 import os
