@@ -118,11 +118,11 @@ class Written:
             raise ValueError("there was no image to work on; check that the input is not empty")
         if self.rows and self.rejected <= max_rejected_fraction * total:
             return
-        places = [uri for uri in self.files if f"/{REJECTED_TABLE}/" in uri]
-        rest = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        places = {uri.rpartition("/")[0] for uri in self.files if f"/{REJECTED_TABLE}/" in uri}
         raise ValueError(
             f"{self.rejected} of {total} images were rejected, max_rejected_fraction is "
-            f"{max_rejected_fraction:g}; all reasons are in {places[0]}{rest}, for example {self.example}; "
+            f"{max_rejected_fraction:g}; all reasons are in {', '.join(sorted(places))}, for example "
+            f"{self.example}; "
             "remove these images, or raise config.max_rejected_fraction"
         )
 

@@ -44,7 +44,7 @@ def test_too_many_failures_fail_the_job() -> None:
         written.check(0.05)
     assert str(caught.value) == (
         "1 of 10 images were rejected, max_rejected_fraction is 0.05; "
-        "all reasons are in /x/rejected/1.parquet, for example b.jpg: cut short; remove these "
+        "all reasons are in /x/rejected, for example b.jpg: cut short; remove these "
         "images, or raise config.max_rejected_fraction"
     )
 
