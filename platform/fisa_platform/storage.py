@@ -192,7 +192,8 @@ def pyarrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 @cache
 def _pyarrow_s3(bucket: str, endpoint: str | None) -> pyarrow.fs.S3FileSystem:
     """pyarrow's client for a bucket; it finds keys, profiles and roles itself."""
-    retries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    # The standard strategy has a budget of retries, which a bucket that fails often uses up in a minute.
+    retries = pyarrow.fs.AwsDefaultS3RetryStrategy(max_attempts=ATTEMPTS)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint is None:
         region = region or pyarrow.fs.resolve_s3_region(bucket)
