@@ -1,3 +1,3 @@
 """FISA platform: open-vocabulary segmentation as jobs on Ray."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,22 +13,33 @@ MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded; a decoded one takes 3 bytes a pixel."""
 
 _ORIENTATION_TAG = 0x0112
-_TURNED = (5, 6, 7, 8)
+_UPRIGHT, _TURNED = (1, 2, 3, 4), (5, 6, 7, 8)
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width after the EXIF orientation; decodes the pixels once, so that a cut file is found.
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """Pixels of an encoded image as it is seen, that is after its EXIF orientation (1 to 8, 1 is upright)."""
+
+    height: int
+    width: int
+    orientation: int
+
+
+def inspect_image(data: bytes) -> ImageFacts:
+    """The size of an encoded image; decodes the pixels once, so that a cut file is found.
 
     Raises:
         ValueError: not an image, cut short, or too large.
     """
     image = _open(data)
     try:
-        turned = image.getexif().get(_ORIENTATION_TAG) in _TURNED
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image cannot be decoded: {error}") from error
-    return (image.width, image.height) if turned else (image.height, image.width)
+    if orientation in _TURNED:
+        return ImageFacts(image.width, image.height, orientation)
+    return ImageFacts(image.height, image.width, orientation if orientation in _UPRIGHT else 1)
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:

@@ -6,15 +6,18 @@ files that share an image one is left out: readers see every image once, whateve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fisa_platform import storage
 from fisa_platform.manifest import PendingVersion
+from fisa_platform.rows import find_rows
 from fisa_platform.tables import REJECTED_TABLE, part_row
 
 INDEX_FILE = "index.parquet"
@@ -49,25 +52,30 @@ def earlier_work(pending: PendingVersion, name: str) -> EarlierWork:
     return EarlierWork(parts, frozenset(ids))
 
 
-def check_once(expected: Iterable[str], files: Collection[str]) -> None:
+def check_once(expected: pa.ChunkedArray, files: Sequence[str]) -> None:
     """Make sure that every image is in exactly one row of these files.
 
     Raises:
         RuntimeError: an image is lost, is there twice, or was not asked for.
     """
-    wanted = set(expected)
-    seen: set[str] = set()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for uri, ids in zip(files, pool.map(_read_ids, files), strict=True):
-            for image_id in ids:
-                if image_id in seen or image_id not in wanted:
-                    problem = "is in a second row" if image_id in seen else "was not asked for"
-                    raise RuntimeError(f"{uri}: image {image_id!r} {problem}; report this, and run again")
-                seen.add(image_id)
-    if lost := wanted - seen:
-        raise RuntimeError(
-            f"{len(lost)} images are in no file, {min(lost)!r} among them; report this, and run again"
-        )
+    found = find_rows(files)["image_id"]
+    counts = found.value_counts()
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    for problem, ids in {
+        "are in no file": expected.filter(pc.invert(pc.is_in(expected, value_set=found))),
+        "are in more than one row": repeated,
+        "were not asked for": found.filter(pc.invert(pc.is_in(found, value_set=expected))),
+    }.items():
+        if len(ids):
+            raise RuntimeError(
+                f"{len(ids)} images {problem}, {pc.min(ids).as_py()!r} among them; report this, and run again"
+            )
+
+
+def without(places: pa.Table, done: Collection[str]) -> pa.Table:
+    """The rows of a table whose `image_id` is not done."""
+    ids = pa.array(done, pa.string())
+    return places.filter(pc.invert(pc.is_in(places["image_id"], value_set=ids)))
 
 
 def _is_part(path: str, pending: PendingVersion, name: str) -> bool:
@@ -85,15 +93,6 @@ def _is_part(path: str, pending: PendingVersion, name: str) -> bool:
 def _read_part(uri: str) -> tuple[dict[str, Any], list[str]]:
     table = uri.rsplit("/", 2)[-2]
     columns = ["image_id", "file_name", "reason"] if table == REJECTED_TABLE else ["image_id"]
-    rows = _read(uri, columns)
-    return part_row(uri, table, rows), rows["image_id"].to_pylist()
-
-
-def _read_ids(uri: str) -> list[str]:
-    ids: list[str] = _read(uri, ["image_id"])["image_id"].to_pylist()
-    return ids
-
-
-def _read(uri: str, columns: list[str]) -> Any:
     filesystem, path = storage.pyarrow_filesystem(uri)
-    return pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
+    rows = pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
+    return part_row(uri, table, rows), rows["image_id"].to_pylist()

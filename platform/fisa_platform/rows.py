@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
@@ -18,7 +18,14 @@ from fisa_platform import storage
 from fisa_platform.manifest import open_version
 from fisa_platform.mask_codec import decode_proposals
 
-PLACES = pa.schema([("uri", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
+PLACES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.dictionary(pa.int32(), pa.string())),
+        ("group", pa.int32()),
+        ("row", pa.int32()),
+    ]
+)
 """A row of a table, as its file, its row group there, and its position in that."""
 
 _THREADS = 16
@@ -34,42 +41,30 @@ class TableRows(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, files: Sequence[str], columns: Sequence[str], *, cached_groups: int = 64) -> None:
-        self.files = list(files)
         self.columns = list(columns)
         self.cached_groups = cached_groups
-        self._cache: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
-        self._open: dict[int, pq.ParquetFile] = {}
-        ids: list[str] = []
-        places: list[tuple[int, int, int]] = []
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for file, (file_ids, groups) in enumerate(pool.map(_read_ids, self.files)):
-                ids += file_ids
-                places += [(file, group, row) for group, rows in enumerate(groups) for row in range(rows)]
-        order = np.argsort(np.asarray(ids, dtype=object), kind="stable")
-        self.ids: list[str] = [ids[i] for i in order]
-        self._places = [places[i] for i in order]
+        self._cache: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._open: dict[str, pq.ParquetFile] = {}
+        self._places = find_rows(files).sort_by("image_id")
+        self.ids: list[str] = self._places["image_id"].to_pylist()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> Any:
-        file, group, row = self._places[index]
-        return self._group(file, group).slice(row, 1).to_pylist()[0]
+        place = self._places.slice(index, 1).to_pylist()[0]
+        return self._group(place["uri"], place["group"]).slice(place["row"], 1).to_pylist()[0]
 
     def positions(self) -> dict[str, int]:
         """Where each id is."""
         return {image_id: position for position, image_id in enumerate(self.ids)}
 
-    def places(self) -> list[dict[str, Any]]:
-        """Where each row is, as rows of PLACES, in the order of ids."""
-        return [{"uri": self.files[file], "group": group, "row": row} for file, group, row in self._places]
-
-    def _group(self, file: int, group: int) -> pa.Table:
-        key = (file, group)
+    def _group(self, uri: str, group: int) -> pa.Table:
+        key = (uri, group)
         if key not in self._cache:
-            if file not in self._open:
-                self._open[file] = _open_parquet(self.files[file])
-            self._cache[key] = self._open[file].read_row_group(group, columns=self.columns)
+            if uri not in self._open:
+                self._open[uri] = _open_parquet(uri)
+            self._cache[key] = self._open[uri].read_row_group(group, columns=self.columns)
             if len(self._cache) > self.cached_groups:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
@@ -102,26 +97,12 @@ class ProposalRows:
         return decode_proposals(self.rows[self.positions[image_id]])
 
 
-def row_places(
-    files: Sequence[str], *, limit: int | None = None, done: Collection[str] = frozenset()
-) -> pa.Table:
-    """PLACES of all rows in the order of the files; or, with `limit` or `done`, of the first others by id."""
-    if limit is not None or done:
-        rows = TableRows(files, [])
-        places = zip(rows.ids, rows.places(), strict=True)
-        left = [place for image_id, place in places if image_id not in done]
-        return pa.Table.from_pylist(left[:limit], schema=PLACES)
+def find_rows(files: Sequence[str]) -> pa.Table:
+    """PLACES of all rows of these files, in their order. Reads the ids, some tens of bytes a row."""
+    if not files:
+        return PLACES.empty_table()
     with ThreadPoolExecutor(_THREADS) as pool:
-        metadata = list(pool.map(lambda uri: _open_parquet(uri).metadata, files))
-    counts = [[file.row_group(group).num_rows for group in range(file.num_row_groups)] for file in metadata]
-    columns = [
-        [uri for uri, groups in zip(files, counts, strict=True) for _ in range(sum(groups))],
-        [group for groups in counts for group, rows in enumerate(groups) for _ in range(rows)],
-        [row for groups in counts for rows in groups for row in range(rows)],
-    ]
-    return pa.Table.from_arrays(
-        [pa.array(c, f.type) for c, f in zip(columns, PLACES, strict=True)], schema=PLACES
-    )
+        return pa.concat_tables(pool.map(_places_in, files)).unify_dictionaries()
 
 
 def read_places(places: pa.Table, *, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -131,11 +112,16 @@ def read_places(places: pa.Table, *, columns: Sequence[str]) -> Iterator[pa.Tabl
         yield table.take([place["row"] for place in run])
 
 
-def _read_ids(uri: str) -> tuple[list[str], list[int]]:
-    """The ids of a file, and how many rows each of its groups has."""
+def _places_in(uri: str) -> pa.Table:
     file = _open_parquet(uri)
-    groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    return file.read(columns=["image_id"])["image_id"].to_pylist(), groups
+    counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    columns = [
+        file.read(columns=["image_id"])["image_id"],
+        pa.repeat(uri, sum(counts)).dictionary_encode(),
+        pa.array(np.repeat(np.arange(len(counts)), counts)),
+        pa.array([row for count in counts for row in range(count)]),
+    ]
+    return pa.Table.from_arrays(columns, names=PLACES.names).cast(PLACES)
 
 
 def _open_parquet(uri: str) -> pq.ParquetFile:

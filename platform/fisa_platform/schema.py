@@ -48,6 +48,8 @@ IMAGES = pa.schema(
         # Pixels of the image as it is seen, that is after its EXIF orientation.
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
+        # EXIF's orientation of `image`, 1 to 8; 1 is upright.
+        pa.field("orientation", pa.int8(), nullable=False),
         # The source's encoded bytes, never re-encoded.
         pa.field("image", pa.binary(), nullable=False),
         # COCO panoptic PNG (id = R + 256 G + 65536 B) of the size above; null without ground truth.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,11 +79,40 @@ def list_files(uri: str) -> dict[str, int]:
         return {name[len(root) :].lstrip("/"): int(info["size"]) for name, info in sorted(found.items())}
 
 
+def list_paths(uri: str, *, recursive: bool) -> list[str]:
+    """Paths of the files in a folder, or also below it, relative to it; for a million of them."""
+    exists(uri)  # says clearly what is wrong with a bucket
+    filesystem, path = pyarrow_filesystem(uri)
+    with _clear_errors(uri):
+        selector = pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+        found = filesystem.get_file_info(selector)
+    root = f"{path.strip('/')}/"
+    file = pyarrow.fs.FileType.File
+    return [info.path.strip("/").removeprefix(root) for info in found if info.type == file]
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A file as a local path: its own, or that of a copy that is removed afterwards."""
+    if is_local(uri):
+        yield Path(make_absolute(uri))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield download(uri, Path(folder) / "copy")
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file."""
     with _clear_errors(uri):
         filesystem, path = _open_filesystem(uri)
         return cast(bytes, filesystem.cat_file(path))
+
+
+def read_range(uri: str, start: int, length: int) -> bytes:
+    """Bytes of a file from `start` on, as many as there are up to `length`."""
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        return cast(bytes, filesystem.cat_file(path, start=start, end=start + length))
 
 
 def open_input(uri: str) -> BinaryIO:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from fisa_platform import storage
 from fisa_platform.compute import Compute, Workers
 from fisa_platform.manifest import open_version
-from fisa_platform.rows import read_places, row_places
+from fisa_platform.rows import find_rows, read_places
 from fisa_platform.schema import COMPRESSION, REJECTED
 
 if TYPE_CHECKING:
@@ -132,39 +132,40 @@ class Written:
         return f"{self.rows} images, {self.rejected} rejected"
 
 
-def read_rows(
-    uri: str,
-    *,
-    columns: Sequence[str],
-    batch_size: int,
-    compute: Compute,
-    limit: int | None = None,
-    done: Collection[str] = frozenset(),
-) -> tuple[Dataset, ActorPoolStrategy]:
-    """The images table of a version as a Ray dataset, and the pool of actors for it.
+def image_places(uri: str) -> pa.Table:
+    """Where the images of a version are, as `rows.PLACES`; only files that the manifest names count.
 
-    Only files that the manifest names are read. Ray's own reader starts actors and tasks that cost a small
-    job many seconds, and it cuts at files, so that a table of few files keeps few workers busy. Here the
-    driver only says where the rows are.
-
-    Args:
-        uri: a version, or the output of a stage.
-        columns: what a row holds.
-        batch_size: rows that a worker will take at once; a block has at least as many.
-        compute: of the workers that the rows are for.
-        limit: only the first rows by `image_id`.
-        done: images that are left out.
+    Raises:
+        ValueError: the version holds no table of images.
     """
-    import ray.data
-
     version = open_version(uri)
     files = version.files(prefix="images/", suffix=".parquet")
     if not files:
         raise ValueError(f"{uri}: holds no table of images (it was written by {version.manifest.stage!r})")
-    places = row_places(files, limit=limit, done=done)
+    return find_rows(files)
+
+
+def read_rows(
+    places: pa.Table, *, columns: Sequence[str], batch_size: int, compute: Compute
+) -> tuple[Dataset, ActorPoolStrategy]:
+    """The rows at `rows.PLACES` as a Ray dataset, and the pool of actors for it.
+
+    Ray's own reader starts actors and tasks that cost a small job many seconds, and it cuts at files, so that
+    a table of few files keeps few workers busy. Here the driver only says where the rows are.
+
+    Args:
+        places: of the rows.
+        columns: what a row holds.
+        batch_size: rows that a worker will take at once; a block has at least as many.
+        compute: of the workers that the rows are for.
+    """
+    import ray.data
+
     fair = -(-places.num_rows // (compute.workers.max * BLOCKS_PER_WORKER))
     size = min(max(fair, batch_size), max(MAX_ROWS_PER_BLOCK, batch_size))
-    blocks = [places.slice(start, size) for start in range(0, places.num_rows, size)] or [places]
+    # A block would carry the names of all files with it.
+    named = places.set_column(places.schema.get_field_index("uri"), "uri", places["uri"].cast(pa.string()))
+    blocks = [named.slice(start, size) for start in range(0, named.num_rows, size)] or [named]
     read = partial(read_places, columns=list(columns))
     rows = ray.data.from_arrow(blocks).map_batches(
         read, batch_size=None, batch_format="pyarrow", **reader_options(compute)

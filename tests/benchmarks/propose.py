@@ -75,7 +75,8 @@ def write_images(folder: Path, count: int, side: int) -> str:
         for number in range(first, min(first + ROWS_PER_FILE, count)):
             image = enlarged(toyworld.draw_scene(7, number, "all").image, side)
             name = f"{number:06}"
-            rows.append({"image_id": name, "file_name": name, "height": side, "width": side, "image": image})
+            shape = {"height": side, "width": side, "orientation": 1}
+            rows.append({"image_id": name, "file_name": name, **shape, "image": image})
         write_batch(failable_table(IMAGES, rows), output_uri=pending.uri, name="images", schema=IMAGES)
     return manifest.commit(pending, stage="shard", config={}, inputs={}, seconds=0, rows=count).uri
 

@@ -1,13 +1,13 @@
 import copy
+import zipfile
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_platform import storage
 from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic, panoptic_problem
-from fisa_platform.schema import INDEX
+from fisa_platform.schema import INDEX, REJECTED
 from fisa_platform.sources.coco import read_coco_panoptic, write_panoptic
 from fisa_platform.sources.index import read_image_folder
 
@@ -46,9 +46,10 @@ def changed(change):
 
 def test_an_index_row_says_where_everything_is(tmp_path):
     index = read(tmp_path, DOCUMENT)
-    assert index.rejected == []
+    assert index.rejected.schema == REJECTED and index.rejected.num_rows == 0
     assert index.vocabulary == VOCABULARY
-    assert index.rows == [
+    assert index.rows.schema == INDEX
+    assert index.rows.to_pylist() == [
         {
             "image_id": "1",
             "file_name": "one.jpg",
@@ -62,7 +63,6 @@ def test_an_index_row_says_where_everything_is(tmp_path):
             ],
         }
     ]
-    assert pa.Table.from_pylist(index.rows, schema=INDEX).to_pylist() == index.rows
 
 
 def first_segments(document):
@@ -74,7 +74,7 @@ def first_segments(document):
     [
         (lambda d: d["images"][0].update(file_name="gone.jpg"), "images/gone.jpg does not exist"),
         (lambda d: d["annotations"][0].update(file_name="gone.png"), "panoptic/gone.png does not exist"),
-        (lambda d: d["annotations"].clear(), "no annotations for this image"),
+        (lambda d: d["annotations"][0].update(image_id=2), "no annotations for this image"),
         (lambda d: d["annotations"].append(d["annotations"][0]), "2 annotations for this image"),
         (lambda d: first_segments(d)[1].update(id=5), "segment id 5 occurs more than once"),
         (lambda d: first_segments(d)[1].update(category_id=4), "category id 4, which `categories` lacks"),
@@ -83,21 +83,23 @@ def first_segments(document):
 )
 def test_an_image_that_cannot_be_used_is_set_aside_with_the_reason(tmp_path, change, reason):
     index = read(tmp_path, changed(change))
-    assert index.rows == []
-    assert reason in index.rejected[0]["reason"]
+    assert index.rows.num_rows == 0
+    assert reason in index.rejected["reason"][0].as_py()
+    assert index.failable()["reason"].to_pylist() == index.rejected["reason"].to_pylist()
 
 
 def test_of_two_images_with_one_id_the_second_is_set_aside(tmp_path):
     index = read(tmp_path, changed(lambda d: d["images"].append(d["images"][0])))
-    assert len(index.rows) == 1
-    assert [row["reason"] for row in index.rejected] == ["image id 1 occurs more than once in the JSON"]
+    assert index.rows.num_rows == 1
+    assert index.rejected["reason"].to_pylist() == ["image id 1 occurs more than once in the JSON"]
 
 
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
-        ([], "it holds a list, not an object"),
-        ({"images": []}, "it has no list `annotations`"),
+        ([], "it has no `categories`, or none in it"),
+        (changed(lambda d: d.pop("annotations")), "it has no `annotations`, or none in it"),
+        (changed(lambda d: d["images"].clear()), "it has no `images`, or none in it"),
         (
             changed(lambda d: d["annotations"][0].pop("segments_info")),
             r"annotations\[0\] has no segments_info",
@@ -110,13 +112,45 @@ def test_another_json_is_refused_in_one_sentence(tmp_path, document, problem):
         read(tmp_path, document)
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"categories": [{"id": 1, "name"', "404 Not Found"])
+def test_what_is_no_json_is_refused_in_one_sentence(tmp_path, text):
+    path = tmp_path / "panoptic.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"panoptic.json: not valid JSON \(.*\); was the file cut"):
+        read_coco_panoptic(str(tmp_path), str(tmp_path), str(path))
+
+
+FOLDER = ("b.PNG", "a.jpg", "a.webp", "notes.txt", ".a.jpg", "sub/c.tif", ".hidden/d.jpg")
+
+
 def test_a_folder_without_ground_truth_is_a_source_too(tmp_path):
-    for name in ("b.PNG", "a.jpg", "a.webp", "notes.txt", ".a.jpg"):
-        (tmp_path / name).write_bytes(b"x")
-    index = read_image_folder(str(tmp_path))
-    assert [(row["image_id"], row["panoptic_uri"]) for row in index.rows] == [("a", None), ("b", None)]
-    assert index.rejected[0]["file_name"] == "a.webp"
-    assert "as a.jpg; rename one" in index.rejected[0]["reason"]
+    for name in FOLDER:
+        storage.write_bytes(f"{tmp_path}/{name}", b"x")
+    check_folder(str(tmp_path))
+
+
+def check_folder(uri):
+    index = read_image_folder(uri)
+    assert index.rows["image_id"].to_pylist() == ["a", "b", "sub/c"]
+    assert index.rows["image_uri"].to_pylist() == [
+        f"{uri}/{name}" for name in ("a.jpg", "b.PNG", "sub/c.tif")
+    ]
+    assert index.rows["panoptic_uri"].null_count == 3
+    assert index.rejected["file_name"].to_pylist() == ["a.webp"]
+    assert "as a.jpg; rename one" in index.rejected["reason"][0].as_py()
+
+
+def test_a_folder_of_a_bucket_is_a_source_too(s3_uri):
+    for name in FOLDER:
+        storage.write_bytes(f"{s3_uri}/{name}", b"x")
+    check_folder(s3_uri)
+
+
+def test_a_zip_is_a_source_too(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name in FOLDER:
+            archive.writestr(f"photos/{name}", b"x")
+    check_folder(f"{tmp_path}/photos.zip")
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
@@ -147,7 +181,7 @@ def test_exported_predictions_read_back_as_a_source(tmp_path):
     for name in ("one.jpg", "two.jpg"):
         storage.write_bytes(f"{tmp_path}/images/{name}", b"a photo")
     index = read_coco_panoptic(f"{tmp_path}/images", f"{tmp_path}/panoptic", f"{tmp_path}/panoptic.json")
-    assert [row["image_id"] for row in index.rows] == ["1", "007"]
+    assert index.rows["image_id"].to_pylist() == ["1", "007"]
     assert index.vocabulary == VOCABULARY
     assert decode_panoptic((tmp_path / "panoptic" / "one.png").read_bytes()).tolist() == IDS.tolist()
 
@@ -192,8 +226,9 @@ def test_two_images_that_would_share_a_png_are_refused(tmp_path):
 def test_real_samples_have_no_problem(shared_data, name, images, segments):
     root = f"{shared_data}/{name}"
     index = read_coco_panoptic(f"{root}/images", f"{root}/panoptic", f"{root}/panoptic.json")
-    assert (len(index.rows), index.rejected) == (images, [])
-    assert sum(len(row["segments_info"]) for row in index.rows) == segments
-    for row in index.rows:
+    assert (index.rows.num_rows, index.rejected.num_rows) == (images, 0)
+    rows = index.rows.to_pylist()
+    assert sum(len(row["segments_info"]) for row in rows) == segments
+    for row in rows:
         ids = decode_panoptic(storage.read_bytes(row["panoptic_uri"]))
         assert panoptic_problem(ids, row["segments_info"], size=(row["height"], row["width"])) is None

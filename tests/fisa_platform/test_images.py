@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fisa_platform.images import decode_image, image_size
+from fisa_platform.images import ImageFacts, decode_image, inspect_image
 
 ORIENTATION = 0x0112
 
@@ -22,7 +22,7 @@ def test_orientation_turns_size_and_pixels() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     data = encoded(picture, "JPEG", exif=exif)
-    assert image_size(data) == (30, 20)
+    assert inspect_image(data) == ImageFacts(height=30, width=20, orientation=6)
     assert decode_image(data).shape == (30, 20, 3)
 
 
@@ -48,18 +48,18 @@ def test_16_bits_of_grey_keep_their_shades() -> None:
 
 
 def test_a_png_named_jpg_is_a_png() -> None:
-    assert image_size(encoded(Image.new("RGB", (3, 2)))) == (2, 3)
+    assert inspect_image(encoded(Image.new("RGB", (3, 2)))) == ImageFacts(height=2, width=3, orientation=1)
 
 
 def test_refuses_what_is_no_image() -> None:
     with pytest.raises(ValueError, match="not an image that can be read"):
-        image_size(b"")
+        inspect_image(b"")
 
 
 def test_refuses_a_cut_image() -> None:
     data = encoded(Image.effect_noise((64, 64), 50), "JPEG")
     with pytest.raises(ValueError, match="cannot be decoded"):
-        image_size(data[: len(data) // 2])
+        inspect_image(data[: len(data) // 2])
 
 
 def test_refuses_too_many_pixels_before_decoding() -> None:

@@ -13,7 +13,7 @@ from fisa_platform.manifest import Input, Version
 from fisa_platform.mask_codec import encode_proposals
 from fisa_platform.schema import IMAGES, PROPOSALS
 from fisa_platform.sources import toyworld
-from fisa_platform.stages.shard import index_table, load_images
+from fisa_platform.stages.shard import load_images
 from fisa_platform.tables import failable_table, write_batch
 
 SCENES = 5
@@ -22,7 +22,7 @@ SCENES = 5
 @pytest.fixture
 def images(tmp_path: Path) -> Version:
     pending = manifest.new_version(str(tmp_path / "images"), "some")
-    rows = load_images(index_table(toyworld.index(seed=1, count=SCENES, names="all")))
+    rows = load_images(toyworld.index(seed=1, count=SCENES, names="all").rows)
     failed = [{"image_id": f"bad {n}", "file_name": f"{n}.jpg", "reason": "cut short"} for n in range(7)]
     for table in (rows, failable_table(IMAGES, failed)):
         write_batch(table, output_uri=pending.uri, name="images", schema=IMAGES)

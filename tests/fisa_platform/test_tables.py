@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fisa_platform.rows import TableRows, read_places, row_places
+from fisa_platform.rows import TableRows, find_rows, read_places
 from fisa_platform.schema import PROPOSALS, REJECTED
 from fisa_platform.tables import Written, failable_table, write_batch, write_parquet
 
@@ -73,7 +73,7 @@ def test_places_lead_back_to_rows(tmp_path: Path) -> None:
     for uri, ids in zip(files, (range(70, 0, -1), range(71, 74)), strict=True):
         names = [f"{i:02}" for i in ids]
         write_parquet(uri, pa.table({"image_id": names, "value": [f"value of {name}" for name in names]}))
-    places = row_places(files)
+    places = find_rows(files)
     assert places.num_rows == 73
     assert places["group"].to_pylist() == [0] * 32 + [1] * 32 + [2] * 6 + [0] * 3
 
@@ -82,7 +82,11 @@ def test_places_lead_back_to_rows(tmp_path: Path) -> None:
 
     assert values(places.slice(30, 4)) == [f"value of {i}" for i in (40, 39, 38, 37)]
     assert values(places.slice(69, 2)) == ["value of 01", "value of 71"]
-    assert values(row_places(files, limit=3)) == ["value of 01", "value of 02", "value of 03"]
+    assert values(find_rows(files).sort_by("image_id").slice(0, 3)) == [
+        "value of 01",
+        "value of 02",
+        "value of 03",
+    ]
 
 
 def test_rows_cross_process_borders(tmp_path: Path) -> None:
@@ -97,6 +101,6 @@ def test_rows_cross_process_borders(tmp_path: Path) -> None:
 def test_tables_lie_in_buckets_too(s3_uri: str) -> None:
     uri = f"{s3_uri}/x.parquet"
     write_parquet(uri, pa.table({"image_id": [f"{i:02}" for i in range(40)]}))
-    parts = read_places(row_places([uri]).slice(30, 5), columns=["image_id"])
+    parts = read_places(find_rows([uri]).slice(30, 5), columns=["image_id"])
     assert [i for part in parts for i in part["image_id"].to_pylist()] == ["30", "31", "32", "33", "34"]
     assert TableRows([uri], ["image_id"])[39] == {"image_id": "39"}

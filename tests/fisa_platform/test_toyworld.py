@@ -57,9 +57,9 @@ def test_training_and_evaluation_scenes_of_one_seed_differ() -> None:
 
 def test_index_points_to_scenes() -> None:
     index = toyworld.index(seed=4, count=3, names="seen")
-    assert [row["image_id"] for row in index.rows] == ["0", "1", "2"]
+    assert index.rows["image_id"].to_pylist() == ["0", "1", "2"]
     assert (
-        toyworld.draw_uri(index.rows[2]["image_uri"]).image == toyworld.draw_scene(4, 2, "seen").image
+        toyworld.draw_uri(index.rows["image_uri"][2].as_py()).image == toyworld.draw_scene(4, 2, "seen").image
     ).all()
 
 

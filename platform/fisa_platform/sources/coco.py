@@ -2,55 +2,63 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+import ijson
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
 from fisa_platform.panoptic_png import bounding_box, decode_panoptic
-from fisa_platform.sources.index import Index, IndexRow, RejectedRow, SegmentInfo, list_names
+from fisa_platform.schema import INDEX, REJECTED
+from fisa_platform.sources.index import Index, RowBuffer, list_names
+
+_IMAGE = pa.schema([INDEX.field(name) for name in ("image_id", "file_name", "height", "width")])
+_TRUTH = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("png_name", pa.string()),
+        INDEX.field("segments_info"),
+        # Why the image cannot be used; null where it can.
+        pa.field("problem", pa.string()),
+    ]
+)
+"""One annotation of the JSON."""
 
 
 def read_coco_panoptic(images_uri: str, panoptic_uri: str, json_uri: str) -> Index:
-    """The index of a data set in COCO panoptic form. Opens the JSON and lists the folders; reads no image.
+    """The index of a data set in COCO panoptic form.
+
+    Reads the JSON entry by entry and lists the folders; opens no image.
 
     Args:
-        images_uri: folder that the JSON's image file names are relative to.
-        panoptic_uri: folder of the panoptic PNGs.
+        images_uri: folder or zip that the JSON's image file names are relative to.
+        panoptic_uri: folder or zip of the panoptic PNGs.
         json_uri: `panoptic_val2017.json` or alike.
+
+    Raises:
+        ValueError: the JSON is no JSON or has another form; a folder is empty.
     """
-    document = _read_panoptic_json(json_uri)
-    vocabulary = Vocabulary.from_json(document["categories"])
-    category_ids = set(vocabulary.ids)
-    annotations: dict[str, list[dict[str, Any]]] = {}
-    for annotation in document["annotations"]:
-        annotations.setdefault(str(annotation["image_id"]), []).append(annotation)
-    listing = cache(list_names)
-    rows: dict[str, IndexRow] = {}
-    rejected: list[RejectedRow] = []
-    for image in document["images"]:
-        image_id, file_name = str(image["id"]), image["file_name"]
-        found = annotations.get(image_id, [])
-        problem = (
-            (f"image id {image_id} occurs more than once in the JSON" if image_id in rows else None)
-            or _annotation_problem(found, category_ids)
-            or _missing_file("image", images_uri, file_name, listing)
-            or _missing_file("panoptic PNG", panoptic_uri, found[0]["file_name"], listing)
-        )
-        if problem:
-            rejected.append({"image_id": image_id, "file_name": file_name, "reason": problem})
-            continue
-        rows[image_id] = {
-            "image_id": image_id,
-            "file_name": file_name,
-            "image_uri": storage.join(images_uri, file_name),
-            "panoptic_uri": storage.join(panoptic_uri, found[0]["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "segments_info": [_segment_info(segment) for segment in found[0]["segments_info"]],
-        }
-    return Index(rows=list(rows.values()), rejected=rejected, vocabulary=vocabulary)
+    with storage.local_copy(json_uri) as path:
+        document = _PanopticJSON(json_uri, path)
+        vocabulary = Vocabulary.from_json(list(document.entries("categories")))
+        truths = _read_truths(document, set(vocabulary.ids))
+        images = _read_images(document)
+    joined = _join(images, truths)
+    problems = _find_problems(joined, images_uri, panoptic_uri)
+    usable = pc.is_null(problems)
+    rejected = joined.select(["image_id", "file_name"]).append_column("reason", problems)
+    return Index(
+        rows=_with_uris(joined.filter(usable), images_uri, panoptic_uri),
+        rejected=rejected.filter(pc.invert(usable)).cast(REJECTED),
+        vocabulary=vocabulary,
+    )
 
 
 def write_panoptic(folder_uri: str, rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary) -> int:
@@ -84,41 +92,114 @@ def write_panoptic(folder_uri: str, rows: Iterable[Mapping[str, Any]], vocabular
     return len(images)
 
 
-def _read_panoptic_json(json_uri: str) -> dict[str, Any]:
-    document = storage.read_json(json_uri)
-    problem = _form_problem(document)
-    if problem:
-        raise ValueError(
-            f"{json_uri}: not COCO panoptic JSON: {problem}; expected `images`, `categories`, and "
+_KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "file_name", "segments_info"),
+    "categories": ("id", "name", "isthing"),
+}
+"""Sections of the JSON, and what their entries must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class _PanopticJSON:
+    """The JSON, read from a disk entry by entry: COCO's would take a GB of memory as a whole."""
+
+    uri: str
+    path: Path
+
+    def entries(self, section: str) -> Iterator[dict[str, Any]]:
+        """Raises ValueError where the file is no JSON, has no such section, or an entry lacks something."""
+        position = -1
+        with self.path.open("rb") as file:
+            try:
+                for position, entry in enumerate(ijson.items(file, f"{section}.item", use_float=True)):
+                    lacking = [k for k in _KEYS[section] if not isinstance(entry, dict) or k not in entry]
+                    if lacking:
+                        raise self._refusal(f"{section}[{position}] has no {' and no '.join(lacking)}")
+                    yield entry
+            except ijson.JSONError as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"{self.uri}: not valid JSON ({reason}); was the file cut or edited by hand?"
+                ) from error
+        if position < 0:
+            raise self._refusal(f"it has no `{section}`, or none in it")
+
+    def _refusal(self, problem: str) -> ValueError:
+        return ValueError(
+            f"{self.uri}: not COCO panoptic JSON: {problem}; expected `images`, `categories`, and "
             "`annotations` whose entries have image_id, file_name and segments_info"
         )
-    assert isinstance(document, dict)
-    return document
 
 
-def _form_problem(document: object) -> str | None:
-    if not isinstance(document, dict):
-        return f"it holds a {type(document).__name__}, not an object"
-    for section, keys in {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("image_id", "file_name", "segments_info"),
-        "categories": ("id", "name", "isthing"),
-    }.items():
-        entries = document.get(section)
-        if not isinstance(entries, list):
-            return f"it has no list `{section}`"
-        for position, entry in enumerate(entries):
-            lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if lacking:
-                return f"{section}[{position}] has no {' and no '.join(lacking)}"
-    return None
+def _read_truths(document: _PanopticJSON, category_ids: set[int]) -> pa.Table:
+    rows = RowBuffer(_TRUTH)
+    for annotation in document.entries("annotations"):
+        row = {"image_id": str(annotation["image_id"]), "png_name": annotation["file_name"]}
+        problem = _annotation_problem(annotation["segments_info"], category_ids)
+        if problem:
+            rows.append({**row, "problem": problem})
+        else:
+            segments = [_segment_info(segment) for segment in annotation["segments_info"]]
+            rows.append({**row, "segments_info": segments})
+    return rows.table()
 
 
-def _annotation_problem(annotations: list[dict[str, Any]], category_ids: set[int]) -> str | None:
-    if len(annotations) != 1:
-        return f"the JSON has {len(annotations) or 'no'} annotations for this image; expected one"
+def _read_images(document: _PanopticJSON) -> pa.Table:
+    rows = RowBuffer(_IMAGE)
+    for image in document.entries("images"):
+        rows.append({**{name: image[name] for name in _IMAGE.names[1:]}, "image_id": str(image["id"])})
+    return rows.table()
+
+
+def _join(images: pa.Table, truths: pa.Table) -> pa.Table:
+    """Images with the first annotation of each, nulls where there is none, and how many there are."""
+    ids = truths["image_id"].to_pylist()
+    first = {image_id: row for row, image_id in reversed(list(enumerate(ids)))}
+    counts = Counter(ids)
+    names = images["image_id"].to_pylist()
+    found = truths.drop_columns("image_id").take(pa.array([first.get(name) for name in names], pa.int64()))
+    joined = pa.Table.from_arrays([*images.columns, *found.columns], names=[*_IMAGE.names, *_TRUTH.names[1:]])
+    return joined.append_column("annotations", pa.array([counts[name] for name in names]))
+
+
+def _find_problems(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.Array:
+    """Why each image cannot be used; null where it can."""
+    listing = cache(lambda folder_uri: frozenset(list_names(folder_uri)))
+    seen: set[str] = set()
+    problems: list[str | None] = []
+    for row in joined.drop_columns("segments_info").to_pylist():
+        image_id, count = row["image_id"], row["annotations"]
+        problem = None
+        if image_id in seen:
+            problem = f"image id {image_id} occurs more than once in the JSON"
+        elif count != 1:
+            problem = f"the JSON has {count or 'no'} annotations for this image; expected one"
+        problem = (
+            problem
+            or row["problem"]
+            or _missing_file("image", images_uri, row["file_name"], listing)
+            or _missing_file("panoptic PNG", panoptic_uri, row["png_name"], listing)
+        )
+        problems.append(problem)
+        if problem is None:
+            seen.add(image_id)
+    return pa.array(problems, pa.string())
+
+
+def _with_uris(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.Table:
+    for column, folder_uri, name in (
+        ("image_uri", images_uri, "file_name"),
+        ("panoptic_uri", panoptic_uri, "png_name"),
+    ):
+        uris = [storage.join(folder_uri, file_name) for file_name in joined[name].to_pylist()]
+        joined = joined.append_column(column, pa.array(uris, pa.string()))
+    return joined.select(INDEX.names).cast(INDEX)
+
+
+def _annotation_problem(segments: list[dict[str, Any]], category_ids: set[int]) -> str | None:
     seen: set[int] = set()
-    for segment in annotations[0]["segments_info"]:
+    for segment in segments:
         lacking = [key for key in ("id", "category_id", "area") if key not in segment]
         if lacking:
             return f"a segment of this image has no {' and no '.join(lacking)}"
@@ -141,7 +222,7 @@ def _missing_file(
     return None if name in listing(parent) else f"{kind} {storage.join(folder_uri, file_name)} does not exist"
 
 
-def _segment_info(segment: Mapping[str, Any]) -> SegmentInfo:
+def _segment_info(segment: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": int(segment["id"]),
         "category_id": int(segment["category_id"]),

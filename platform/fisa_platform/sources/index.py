@@ -1,91 +1,102 @@
 """What every source yields: an index of images, and the images it had to leave out with the reason."""
 
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
+
+import pyarrow as pa
 
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
+from fisa_platform.schema import INDEX, REJECTED
+from fisa_platform.sources import archive
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What counts as an image in a folder, in any case."""
 
-
-class SegmentInfo(TypedDict):
-    """One ground-truth segment; the fields of `schema.SEGMENT`."""
-
-    id: int
-    category_id: int
-    area: int
-    iscrowd: bool
-
-
-class IndexRow(TypedDict):
-    """Where one image and its ground truth are; the fields of `schema.INDEX`."""
-
-    image_id: str
-    file_name: str
-    image_uri: str
-    panoptic_uri: str | None
-    height: int | None
-    width: int | None
-    segments_info: list[SegmentInfo] | None
-
-
-class RejectedRow(TypedDict):
-    """An image that was left out; the fields of `schema.REJECTED`."""
-
-    image_id: str
-    file_name: str
-    reason: str
+_ROWS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
     """A source, read: which images there are, before any of them is opened."""
 
-    rows: list[IndexRow]
-    """Images in the source's order, each id once."""
+    rows: pa.Table
+    """Of `schema.INDEX`: images in the source's order, each id once."""
 
-    rejected: list[RejectedRow]
-    """Images that the source names but that cannot be used."""
+    rejected: pa.Table
+    """Of `schema.REJECTED`: images that the source names but that cannot be used."""
 
     vocabulary: Vocabulary | None
     """The classes of the ground truth; None without ground truth."""
 
+    def failable(self) -> pa.Table:
+        """All images as one table; those that were rejected have a `reason`, and nothing else of `rows`."""
+        fields = [pa.field(field.name, field.type) for field in INDEX]
+        return pa.concat_tables([self.rows.cast(pa.schema(fields)), self.rejected], promote_options="default")
+
+
+class RowBuffer:
+    """Rows of a schema, collected as Arrow: some hundred bytes an image, where objects take thousands."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._pending: list[Any] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._pending.append(row)
+        if len(self._pending) == _ROWS_PER_BATCH:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        """All rows so far."""
+        self._flush()
+        return pa.Table.from_batches(self._batches, schema=self.schema)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._batches.append(pa.RecordBatch.from_pylist(self._pending, schema=self.schema))
+            self._pending = []
+
 
 def read_image_folder(images_uri: str) -> Index:
-    """Every image directly in a folder, without ground truth; its id is its file name less the suffix."""
-    names = [name for name in sorted(list_names(images_uri)) if name.lower().endswith(IMAGE_SUFFIXES)]
+    """Every image in a folder, in those below it, or in a zip, without ground truth.
+
+    Its id is its path there less the suffix. Of two images with one id the second is rejected.
+    """
+    paths = list_names(images_uri, recursive=True)
+    names = [name for name in paths if name.lower().endswith(IMAGE_SUFFIXES)]
     if not names:
         raise ValueError(
             f"{images_uri}: no image in this folder; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
         )
-    rows: dict[str, IndexRow] = {}
-    rejected: list[RejectedRow] = []
+    rows, rejected = RowBuffer(INDEX), RowBuffer(REJECTED)
+    taken: dict[str, str] = {}
     for name in names:
         image_id = posixpath.splitext(name)[0]
-        if image_id in rows:
-            reason = (
-                f"has the same name, less its suffix, as {rows[image_id]['file_name']}; rename one of them"
-            )
+        if image_id in taken:
+            reason = f"has the same name, less its suffix, as {taken[image_id]}; rename one of them"
             rejected.append({"image_id": image_id, "file_name": name, "reason": reason})
             continue
-        rows[image_id] = {
-            "image_id": image_id,
-            "file_name": name,
-            "image_uri": storage.join(images_uri, name),
-            "panoptic_uri": None,
-            "height": None,
-            "width": None,
-            "segments_info": None,
-        }
-    return Index(rows=list(rows.values()), rejected=rejected, vocabulary=None)
+        taken[image_id] = name
+        uri = storage.join(images_uri, name)
+        rows.append({"image_id": image_id, "file_name": name, "image_uri": uri})
+    return Index(rows=rows.table(), rejected=rejected.table(), vocabulary=None)
 
 
-def list_names(folder_uri: str) -> frozenset[str]:
-    """Names of what lies directly in a folder, less the hidden ones."""
-    names = frozenset(name for name in storage.list_dir(folder_uri) if not name.startswith("."))
+def list_names(uri: str, *, recursive: bool = False) -> list[str]:
+    """Names of the files in a folder, or paths of those below, less hidden ones; the folder may be a zip."""
+    place = archive.split(uri)
+    paths = storage.list_paths(uri, recursive=recursive) if place is None else archive.list_names(*place)
+    names = sorted(path for path in paths if not path.startswith(".") and "/." not in path)
     if not names:
-        raise ValueError(f"{folder_uri}: this folder is absent or empty; check the path")
+        raise ValueError(f"{uri}: this folder is absent or empty; check the path")
     return names
+
+
+def read_file(uri: str) -> bytes:
+    """The content of a file of a source, which may lie in a zip."""
+    place = archive.split(uri)
+    return storage.read_bytes(uri) if place is None else archive.read_bytes(*place)

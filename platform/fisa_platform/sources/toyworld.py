@@ -14,7 +14,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from fisa_model.vocabulary import Category, Vocabulary
-from fisa_platform.sources.index import Index, IndexRow
+from fisa_platform.schema import INDEX, REJECTED
+from fisa_platform.sources.index import Index, RowBuffer
 from fisa_platform.sources.toy_textures import (
     COLOURS,
     PATTERNS,
@@ -179,7 +180,7 @@ def draw_object(seed: int, index: int) -> tuple[np.ndarray, str]:
 
 def index(seed: int, count: int, names: Names) -> Index:
     """The index of the first `count` scenes of a world; `draw_uri` draws what it points to."""
-    rows: list[IndexRow] = []
+    rows = RowBuffer(INDEX)
     for number in range(count):
         uri = f"{URI_PREFIX}{names}/{seed}/{number}"
         rows.append(
@@ -190,10 +191,9 @@ def index(seed: int, count: int, names: Names) -> Index:
                 "panoptic_uri": uri,
                 "height": SCENE_SIZE,
                 "width": SCENE_SIZE,
-                "segments_info": None,
             }
         )
-    return Index(rows=rows, rejected=[], vocabulary=vocabulary(names))
+    return Index(rows=rows.table(), rejected=REJECTED.empty_table(), vocabulary=vocabulary(names))
 
 
 def draw_uri(uri: str) -> Scene:

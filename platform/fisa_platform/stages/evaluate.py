@@ -76,7 +76,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     from fisa_platform import storage
     from fisa_platform.classifier import check_weights
     from fisa_platform.manifest import open_version
-    from fisa_platform.tables import WRITER, Written, collect, read_rows
+    from fisa_platform.tables import WRITER, Written, collect, image_places, read_rows
 
     if config.classifier is not None:
         check_weights(config.classifier)
@@ -87,7 +87,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
         )
     vocabulary = Vocabulary.from_json(categories)
     images, pool = read_rows(
-        config.images_uri,
+        image_places(config.images_uri),
         columns=["image_id", "file_name", "image", "panoptic", "segments_info"],
         batch_size=config.batch_size,
         compute=compute,

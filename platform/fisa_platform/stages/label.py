@@ -142,20 +142,15 @@ def read_images(config: LabelConfig, compute: Compute) -> tuple[Dataset, ActorPo
 
     from fisa_platform.manifest import find_version
     from fisa_platform.sources.index import read_image_folder
-    from fisa_platform.stages.shard import index_table, load_images
-    from fisa_platform.tables import actor_pool, read_rows, reader_options
+    from fisa_platform.stages.shard import load_images
+    from fisa_platform.tables import actor_pool, image_places, read_rows, reader_options
 
     if find_version(config.images_uri) is not None:
+        places = image_places(config.images_uri).sort_by("image_id").slice(0, config.limit)
         columns = ["image_id", "file_name", "image"]
-        return read_rows(
-            config.images_uri,
-            columns=columns,
-            batch_size=config.batch_size,
-            compute=compute,
-            limit=config.limit,
-        )
-    index = index_table(read_image_folder(config.images_uri)).slice(0, config.limit)
-    blocks = [index.slice(k, config.batch_size) for k in range(0, index.num_rows, config.batch_size)]
+        return read_rows(places, columns=columns, batch_size=config.batch_size, compute=compute)
+    rows = read_image_folder(config.images_uri).failable().slice(0, config.limit)
+    blocks = [rows.slice(k, config.batch_size) for k in range(0, rows.num_rows, config.batch_size)]
     images = ray.data.from_arrow(blocks).map_batches(
         load_images, batch_size=None, batch_format="pyarrow", **reader_options(compute)
     )

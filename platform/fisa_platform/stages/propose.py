@@ -140,21 +140,19 @@ def true_proposals_of(row: dict[str, Any]) -> MaskProposals:
 
 def run(config: ProposeConfig, compute: Compute, context: StageContext) -> StageResult:
     """Read images and propose on a pool of actors, write proposals in tasks; go on where a run was killed."""
-    from fisa_platform.manifest import open_version
-    from fisa_platform.resume import check_once, earlier_work
-    from fisa_platform.rows import TableRows
+    from fisa_platform.resume import check_once, earlier_work, without
     from fisa_platform.schema import PROPOSALS
-    from fisa_platform.tables import WRITER, Written, collect, read_rows, write_batch
+    from fisa_platform.tables import WRITER, Written, collect, image_places, read_rows, write_batch
 
     earlier = earlier_work(context.output, "proposals")
     if earlier.ids:
         context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
+    places = image_places(config.images_uri)
     images, pool = read_rows(
-        config.images_uri,
+        without(places, earlier.ids),
         columns=["image_id", "file_name", "image", *(TRUTH if config.generator == "oracle" else ())],
         batch_size=config.batch_size,
         compute=compute,
-        done=earlier.ids,
     )
     device = "cuda" if compute.gpus_per_worker else "cpu"
     proposals = images.map_batches(
@@ -169,8 +167,7 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
     parts = proposals.map_batches(write, batch_size=config.rows_per_file, **WRITER)
     written = Written.of([*earlier.parts, *collect(parts, context.progress)], "proposals")
     written.check(config.max_rejected_fraction)
-    source = open_version(config.images_uri).files(prefix="images/", suffix=".parquet")
-    check_once(TableRows(source, []).ids, written.files)
+    check_once(places["image_id"], written.files)
     return StageResult(
         rows=written.rows, extra={"rejected": written.rejected}, files=written.files, message=written.summary
     )

@@ -26,10 +26,10 @@ class CocoPanoptic:
     """A data set in COCO panoptic form."""
 
     images_uri: str
-    """Folder of the images."""
+    """Folder or zip of the images."""
 
     panoptic_uri: str
-    """Folder of the panoptic PNGs."""
+    """Folder or zip of the panoptic PNGs."""
 
     json_uri: str
     """The JSON file with images, annotations and categories."""
@@ -55,7 +55,7 @@ class ImageFolder:
     """Images without ground truth."""
 
     images_uri: str
-    """Folder of the images."""
+    """Folder of the images, which may have folders; or a zip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,19 +119,18 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     """
     import ray.data
 
-    from fisa_platform.resume import check_once, earlier_work
+    from fisa_platform.resume import check_once, earlier_work, without
     from fisa_platform.tables import Written, collect
 
     index = read_index(config)
-    missing = f", {len(index.rejected)} cannot be used" if index.rejected else ""
-    context.progress(f"{len(index.rows)} images found{missing}")
+    missing = f", {index.rejected.num_rows} cannot be used" if index.rejected.num_rows else ""
+    context.progress(f"{index.rows.num_rows} images found{missing}")
     earlier = earlier_work(context.output, "images")
     if earlier.ids:
         context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
-    left = [row for row in index.rows if row["image_id"] not in earlier.ids]
-    table = index_table(replace(index, rows=left, rejected=[]))
-    size = max(1, min(config.rows_per_file, -(-table.num_rows // compute.workers.max)))
-    blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)] or [table]
+    left = without(index.rows, earlier.ids)
+    size = max(1, min(config.rows_per_file, -(-left.num_rows // compute.workers.max)))
+    blocks = [left.slice(start, size) for start in range(0, left.num_rows, size)] or [left]
     parts = ray.data.from_arrow(blocks).map_batches(
         partial(write_images, output_uri=context.output.uri),
         batch_size=None,
@@ -140,7 +139,7 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
         **compute.ray_options(),
     )
     done = [*earlier.parts, *collect(parts, context.progress)]
-    check_once([row["image_id"] for row in index.rows], [part["uri"] for part in done])
+    check_once(index.rows["image_id"], [part["uri"] for part in done])
     written = Written.of([*done, *write_rejected(index, context.output.uri)], "images")
     written.check(config.max_rejected_fraction)
     return StageResult(
@@ -181,32 +180,17 @@ def _with_words(index: Index, source: CocoPanoptic) -> Index:
     return replace(index, vocabulary=index.vocabulary.prompted_by(class_list))
 
 
-def index_table(index: Index) -> pa.Table:
-    """An index as a table: what was rejected has its reason, what is to be read has none."""
-    import pyarrow as pa
-
-    from fisa_platform.schema import INDEX
-
-    rejected = [{**row, "image_uri": ""} for row in index.rejected]
-    schema = pa.schema([*((f.name, f.type) for f in INDEX), ("reason", pa.string())])
-    return pa.Table.from_pylist([*index.rows, *rejected], schema=schema)
-
-
 def write_rejected(index: Index, output_uri: str) -> list[dict[str, Any]]:
     """A file of what the index rejects, whose ids may be those of images that are used; its part, if any."""
-    import pyarrow as pa
-
     from fisa_platform import storage
     from fisa_platform.resume import INDEX_FILE
-    from fisa_platform.schema import REJECTED
     from fisa_platform.tables import REJECTED_TABLE, part_row, write_parquet
 
-    if not index.rejected:
+    if not index.rejected.num_rows:
         return []
     uri = storage.join(output_uri, REJECTED_TABLE, INDEX_FILE)
-    table = pa.Table.from_pylist(index.rejected, schema=REJECTED)
-    write_parquet(uri, table)
-    return [part_row(uri, REJECTED_TABLE, table)]
+    write_parquet(uri, index.rejected)
+    return [part_row(uri, REJECTED_TABLE, index.rejected)]
 
 
 def write_images(batch: pa.Table, *, output_uri: str) -> pa.Table:
@@ -218,7 +202,7 @@ def write_images(batch: pa.Table, *, output_uri: str) -> pa.Table:
 
 
 def load_images(batch: pa.Table) -> pa.Table:
-    """Index rows to failable rows of the images table."""
+    """Index rows, failable or not, to failable rows of the images table."""
     from concurrent.futures import ThreadPoolExecutor
 
     from fisa_platform.schema import IMAGES
@@ -230,26 +214,29 @@ def load_images(batch: pa.Table) -> pa.Table:
 
 
 def _load_image(row: dict[str, Any]) -> dict[str, Any]:
-    from fisa_platform import storage
-    from fisa_platform.images import image_size
+    from dataclasses import asdict
+
+    from fisa_platform.images import inspect_image
     from fisa_platform.panoptic_png import decode_panoptic, panoptic_problem
     from fisa_platform.sources import toyworld
+    from fisa_platform.sources.index import read_file
 
-    if row["reason"]:
+    if row.get("reason"):
         return row
     if row["image_uri"].startswith(toyworld.URI_PREFIX):
         return {**row, **_draw(row["image_uri"])}
     try:
-        image = storage.read_bytes(row["image_uri"])
-        height, width = image_size(image)
-        loaded = {**row, "image": image, "height": height, "width": width}
-        if row["height"] is not None and (height, width) != (row["height"], row["width"]):
+        image = read_file(row["image_uri"])
+        facts = inspect_image(image)
+        if row["height"] is not None and (facts.height, facts.width) != (row["height"], row["width"]):
             stated = f"{row['height']} x {row['width']}"
-            raise ValueError(f"image is {height} x {width} pixels (height x width), the JSON says {stated}")
+            found = f"{facts.height} x {facts.width}"
+            raise ValueError(f"image is {found} pixels (height x width), the JSON says {stated}")
+        loaded = {**row, **asdict(facts), "image": image}
         if row["panoptic_uri"] is not None:
-            loaded["panoptic"] = storage.read_bytes(row["panoptic_uri"])
+            loaded["panoptic"] = read_file(row["panoptic_uri"])
             ids = decode_panoptic(loaded["panoptic"])
-            problem = panoptic_problem(ids, row["segments_info"], size=(height, width))
+            problem = panoptic_problem(ids, row["segments_info"], size=(facts.height, facts.width))
             if problem:
                 raise ValueError(problem)
     except (ValueError, FileNotFoundError) as error:
@@ -272,4 +259,9 @@ def _draw(uri: str) -> dict[str, Any]:
         {"id": id_, "category_id": category, "area": int(areas[id_]), "iscrowd": False}
         for id_, category in scene.category_ids.items()
     ]
-    return {"image": buffer.getvalue(), "panoptic": encode_panoptic(scene.ids), "segments_info": segments}
+    return {
+        "orientation": 1,
+        "image": buffer.getvalue(),
+        "panoptic": encode_panoptic(scene.ids),
+        "segments_info": segments,
+    }

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from fisa_model.config import CLIPConfig, FISAConfig
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import manifest, storage
 from fisa_platform.classifier import ClassifierConfig
+from fisa_platform.images import decode_image
 from fisa_platform.manifest import Version
 from fisa_platform.mask_codec import decode_proposals
 from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic
@@ -24,7 +26,7 @@ from fisa_platform.sources.index import read_image_folder
 from fisa_platform.stages.evaluate import EvaluateConfig, Evaluator
 from fisa_platform.stages.label import LabelConfig, Labeller
 from fisa_platform.stages.propose import ProposeConfig, Proposer
-from fisa_platform.stages.shard import index_table, load_images
+from fisa_platform.stages.shard import load_images
 from fisa_platform.tables import failable_table, write_batch
 
 Run = Callable[..., Version]
@@ -44,6 +46,8 @@ def photo(height: int = HEIGHT, width: int = WIDTH) -> bytes:
 BAD = {
     "cut": "image cannot be decoded",
     "text": "not an image that can be read",
+    "empty": r"not an image that can be read \(0 bytes\)",
+    "huge": r"image has 10001 x 10000 pixels, more than 100,000,000",
     "absent": "image .*/images/absent.jpg does not exist",
     "unlisted": "panoptic PNG has segment 7, which segments_info lacks",
     "unpainted": "segments_info has segment 9, which has no pixel in the panoptic PNG",
@@ -54,17 +58,43 @@ BAD = {
 }
 """Name of a damaged image, and the reason that it is rejected for."""
 
+ODD = ("good", "cmyk", "deep", "png", "tiny", "turned")
+"""Names of images that are read as they are meant."""
+
+
+def picture(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def odd_images() -> dict[str, bytes]:
+    """Grey of one shade, in every form that is not the usual one; `deep` has 16 bits a pixel."""
+    grey = Image.new("RGB", (WIDTH, HEIGHT), (153, 153, 153))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "cmyk": picture(grey.convert("CMYK"), quality=95),
+        "deep": picture(Image.fromarray(np.full((HEIGHT, WIDTH), 153 * 257, np.uint16)), "PNG"),
+        "png": picture(grey, "PNG"),
+        "tiny": picture(grey.crop((0, 0, 1, 1))),
+        "turned": picture(grey.transpose(Image.Transpose.ROTATE_90), exif=turned, quality=95),
+    }
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A data set in COCO panoptic form: a good image, and one for each way of being damaged."""
+    """A data set in COCO panoptic form: good and odd images, and one for each way of being damaged."""
     folder = tmp_path_factory.mktemp("source")
-    images = {name: photo() for name in ("good", *BAD)}
+    images = {name: photo() for name in (*ODD, *BAD)} | odd_images()
     images["cut"] = images["cut"][: len(images["cut"]) // 2]
     images["text"] = b"404 Not Found"
+    images["empty"] = b""
+    images["huge"] = picture(Image.new("1", (10_001, 10_000)), "PNG")
     images["resized"] = photo(width=60)
     del images["absent"]
-    truths = {name: encode_panoptic(IDS) for name in ("good", *BAD)}
+    truths = {name: encode_panoptic(IDS) for name in (*ODD, *BAD)}
+    truths["tiny"] = encode_panoptic(IDS[:1, :1])
     truths["unlisted"] = encode_panoptic(np.where(IDS == 9, 7, IDS))
     truths["unpainted"] = encode_panoptic(np.where(IDS == 9, 5, IDS))
     truths["cropped"] = encode_panoptic(IDS[:, :32])
@@ -74,19 +104,23 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, data in truths.items():
         storage.write_bytes(f"{folder}/panoptic/{name}.png", data)
     segments = [{"id": 5, "category_id": 1, "area": 1536}, {"id": 9, "category_id": 2, "area": 1536}]
-    unlisted = [segments[0]]
+    one_segment = ("unlisted", "tiny")
+    entries = [
+        {"id": name, "file_name": f"{name}.jpg", "height": HEIGHT, "width": WIDTH}
+        if name != "tiny"
+        else {"id": name, "file_name": f"{name}.jpg", "height": 1, "width": 1}
+        for name in (*ODD, *BAD)
+    ]
     document = {
-        "images": [
-            {"id": name, "file_name": f"{name}.jpg", "height": HEIGHT, "width": WIDTH}
-            for name in ("good", *BAD)
-        ],
+        # The last one has the id of the first.
+        "images": [*entries, entries[0]],
         "annotations": [
             {
                 "image_id": name,
                 "file_name": f"{name}.png",
-                "segments_info": unlisted if name == "unlisted" else segments,
+                "segments_info": segments[:1] if name in one_segment else segments,
             }
-            for name in ("good", *BAD)
+            for name in (*ODD, *BAD)
             if name != "unannotated"
         ],
         "categories": Vocabulary.from_names(["left", "right"]).to_json(),
@@ -99,19 +133,37 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def test_every_damaged_image_is_rejected_with_its_reason(
+def rejections(version: Version) -> list[tuple[str, str]]:
+    tables = [pq.read_table(uri) for uri in version.files("rejected/")]
+    assert all(table.schema.equals(REJECTED) for table in tables)
+    return sorted((row["image_id"], row["reason"]) for table in tables for row in table.to_pylist())
+
+
+def test_every_damaged_image_is_rejected_with_its_reason_and_an_odd_one_read(
     run: Run, source: dict[str, str], tmp_path: Path
 ) -> None:
     version = run("shard", coco=source, output_uri=str(tmp_path / "images"), max_rejected_fraction=0.9)
-    assert TableRows(version.files("images/"), IMAGES.names).ids == ["good"]
-    assert (version.manifest.rows, version.manifest.extra["rejected"]) == (1, len(BAD))
-    tables = [pq.read_table(uri) for uri in version.files("rejected/")]
-    assert all(table.schema.equals(REJECTED) for table in tables)
-    reasons = {row["image_id"]: row["reason"] for table in tables for row in table.to_pylist()}
-    assert sum(table.num_rows for table in tables) == len(BAD)
+    rows = {row["image_id"]: row for row in TableRows(version.files("images/"), IMAGES.names)}
+    assert rows.keys() == set(ODD)
+    assert {name: rows[name]["orientation"] for name in ODD} == {**dict.fromkeys(ODD, 1), "turned": 6}
+    found = rejections(version)
+    assert (version.manifest.rows, version.manifest.extra["rejected"]) == (len(ODD), len(BAD) + 1)
+    assert version.manifest.extra["message"] == f"{len(ODD)} images, {len(BAD) + 1} rejected"
+    again = [reason for name, reason in found if name == "good"]
+    assert again == ["image id good occurs more than once in the JSON"]
+    reasons = {name: reason for name, reason in found if name != "good"}
     assert reasons.keys() == BAD.keys()
     for name, reason in BAD.items():
         assert re.match(reason, reasons[name]), (name, reasons[name])
+    for name in odd_images():
+        height, width = (1, 1) if name == "tiny" else (HEIGHT, WIDTH)
+        pixels = decode_image(rows[name]["image"])
+        assert pixels.shape == (height, width, 3)
+        assert np.abs(pixels.astype(int) - 153).max() <= 2, name
+    proposals = run(
+        "propose", images_uri=version.uri, generator="oracle", output_uri=str(tmp_path / "proposals")
+    )
+    assert (proposals.manifest.rows, proposals.manifest.extra["rejected"]) == (len(ODD), 0)
 
 
 def test_too_many_damaged_images_fail_the_job_and_the_reasons_stay(
@@ -121,12 +173,12 @@ def test_too_many_damaged_images_fail_the_job_and_the_reasons_stay(
     with pytest.raises(ValueError) as caught:
         run("shard", coco=source, output_uri=str(output), max_rejected_fraction=0.25)
     found = re.match(
-        r"9 of 10 images were rejected, max_rejected_fraction is 0\.25; all reasons are in (\S+), "
+        r"12 of 18 images were rejected, max_rejected_fraction is 0\.25; all reasons are in (\S+), "
         r"for example absent\.jpg: image \S+ does not exist",
         str(caught.value),
     )
     assert found, str(caught.value)
-    assert set(pq.read_table(found[1])["image_id"].to_pylist()) == BAD.keys()
+    assert set(pq.read_table(found[1])["image_id"].to_pylist()) == {*BAD, "good"}
     assert list(output.rglob("manifest.json")) == []
 
 
@@ -162,7 +214,7 @@ def test_a_folder_is_labelled_as_it_is(folder: str) -> None:
         images_uri=folder, output_uri="unused", classifier=TOY_CLASSIFIER, things=("red circle",)
     )
     labeller = Labeller(config, Vocabulary.from_names(["red circle"]))
-    rows = labeller(load_images(index_table(read_image_folder(folder)))).to_pylist()
+    rows = labeller(load_images(read_image_folder(folder).failable())).to_pylist()
     reasons = {row["image_id"]: row["reason"] for row in rows}
     assert reasons == {"a": None, "b": None, "c": "not an image that can be read (0 bytes)"}
     sizes = {row["image_id"]: (row["height"], row["width"]) for row in rows}

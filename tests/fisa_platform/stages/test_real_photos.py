@@ -1,6 +1,7 @@
 """The stages on real photos: shard, propose, evaluate and label, in one chain for each data set."""
 
 import json
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,6 +99,25 @@ def test_every_photo_is_in_the_table_once_and_unchanged(chain: Chain) -> None:
     for row in chain.rows:
         assert row["image"] == (chain.source / "images" / row["file_name"]).read_bytes()
         assert row["panoptic"] == (chain.source / "panoptic" / pngs[row["image_id"]]).read_bytes()
+
+
+def test_a_bucket_of_zips_is_sharded_as_the_folders_are(
+    run: Run, chain: Chain, s3_uri: str, tmp_path: Path
+) -> None:
+    """As COCO is published: a zip of images with a folder in it, a zip of PNGs, and the JSON."""
+    for name in ("images", "panoptic"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted((chain.source / name).iterdir()):
+                archive.write(path, f"{name}_val2017/{path.name}")
+        storage.upload(tmp_path / f"{name}.zip", f"{s3_uri}/{name}.zip")
+    storage.upload(chain.source / "panoptic.json", f"{s3_uri}/panoptic.json")
+    coco = {
+        "images_uri": f"{s3_uri}/images.zip",
+        "panoptic_uri": f"{s3_uri}/panoptic.zip",
+        "json_uri": f"{s3_uri}/panoptic.json",
+    }
+    images = run("shard", coco=coco, output_uri=f"{s3_uri}/images")
+    assert list(TableRows(images.files("images/"), IMAGES.names)) == chain.rows
 
 
 def test_the_vocabulary_is_the_sources(chain: Chain) -> None:

@@ -24,7 +24,7 @@ from fisa_platform.schema import IMAGES, PROPOSALS
 from fisa_platform.sources import toyworld
 from fisa_platform.spec import job_from_data
 from fisa_platform.stages.propose import ProposeConfig, Proposer, load_trained_generator
-from fisa_platform.stages.shard import index_table, load_images
+from fisa_platform.stages.shard import load_images
 from fisa_platform.stages.train import TrainConfig, check_workers
 from fisa_platform.tables import write_batch
 from fisa_platform.training.batches import BatchConfig
@@ -50,7 +50,7 @@ SETTINGS = {
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Scenes of the toy world and their proposals, written without Ray."""
     folder = tmp_path_factory.mktemp("tables")
-    images = load_images(index_table(toyworld.index(seed=1, count=SCENES, names="seen")))
+    images = load_images(toyworld.index(seed=1, count=SCENES, names="seen").rows)
     proposals = Proposer(ProposeConfig(images_uri="", output_uri="", generator="felzenszwalb"), "cpu")(images)
     for name, table, schema in (("images", images, IMAGES), ("proposals", proposals, PROPOSALS)):
         pending = manifest.new_version(str(folder / name), "toy")
