@@ -4,6 +4,7 @@ For networks that transformers does not have: another backbone, another decoder,
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fisa_model.mask_generators import MaskProposals
+from fisa_model.mask_generators import BATCH_PIXELS, MaskProposals, Precision
 from fisa_model.mask_generators.detectron2_pickle import read_checkpoint
-from fisa_model.mask_generators.frame import LONGEST, SHORTEST, crop_masks, pad, resize
+from fisa_model.mask_generators.frame import LONGEST, SHORTEST, pad, propose
 
 WEIGHTS_NAMES = ("model_final.pkl", "model_final.pth")
 
 
 class Detectron2Generator:
-    """A network of detectron2 that predicts a set of masks, in float32.
+    """A network of detectron2 that predicts a set of masks.
 
     Args:
         network: has `pixel_mean` and `pixel_std` for RGB, a `backbone`, and a `sem_seg_head` that makes of
@@ -28,6 +29,8 @@ class Detectron2Generator:
             them "no object".
         device: where it runs.
         shortest, longest: the test size in pixels.
+        precision: `bf16` runs it as detectron2 does with AMP; on a GPU its pixel decoder stays in float32.
+        batch_pixels: resized pixels of one size that it takes at once; at least one image.
     """
 
     def __init__(
@@ -37,14 +40,25 @@ class Detectron2Generator:
         device: torch.device | str = "cpu",
         shortest: int = SHORTEST,
         longest: int = LONGEST,
+        precision: Precision = "fp32",
+        batch_pixels: int = BATCH_PIXELS,
     ) -> None:
         self.network: Any = network.to(device).eval()
-        self.device = device
+        self.device = torch.device(device)
         self.shortest = shortest
         self.longest = longest
+        self.precision = precision
+        self.batch_pixels = batch_pixels
 
     @classmethod
-    def load(cls, weights: str, *, device: torch.device | str = "cpu") -> "Detectron2Generator":
+    def load(
+        cls,
+        weights: str,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        batch_pixels: int = BATCH_PIXELS,
+    ) -> "Detectron2Generator":
         """From an output folder of Mask2Former's `train_net.py`: config.yaml and model_final.pth or .pkl."""
         folder = Path(weights)
         paths = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
@@ -54,16 +68,33 @@ class Detectron2Generator:
             )
         network, settings = _build(folder / "config.yaml")
         _load_tensors(network, paths[0])
-        return cls(network, device=device, shortest=settings.MIN_SIZE_TEST, longest=settings.MAX_SIZE_TEST)
+        return cls(
+            network,
+            device=device,
+            shortest=settings.MIN_SIZE_TEST,
+            longest=settings.MAX_SIZE_TEST,
+            precision=precision,
+            batch_pixels=batch_pixels,
+        )
+
+    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
+        return self.batch([image])[0]
 
     @torch.inference_mode()
-    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
-        pixels = resize(image, self.shortest, self.longest).to(self.device)
-        normalised = (pixels - self.network.pixel_mean) / self.network.pixel_std
-        output = self.network.sem_seg_head(self.network.backbone(pad(normalised)[None]))
-        scores = 1 - output["pred_logits"][0].float().softmax(dim=-1)[:, -1]
-        masks = crop_masks(output["pred_masks"][0].float(), *pixels.shape[1:])
-        return MaskProposals(masks.cpu().numpy(), scores.cpu().numpy())
+    def batch(self, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
+        return propose(
+            images,
+            self._run,
+            shortest=self.shortest,
+            longest=self.longest,
+            batch_pixels=self.batch_pixels,
+        )
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        normalised = (pixels.to(self.device) - self.network.pixel_mean) / self.network.pixel_std
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self.network.sem_seg_head(self.network.backbone(pad(normalised)))
+        return output["pred_masks"], output["pred_logits"]
 
 
 def _build(config_path: Path) -> tuple[nn.Module, Any]:

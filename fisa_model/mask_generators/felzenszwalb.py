@@ -1,5 +1,7 @@
 """Felzenszwalb's graph segmentation as a mask generator: classical, without weights, one mask a region."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
@@ -37,3 +39,7 @@ class FelzenszwalbGenerator:
         inside = regions == np.arange(regions.max() + 1)[:, None, None]
         logits = np.where(inside, np.float32(LOGIT), np.float32(-LOGIT))
         return MaskProposals(logits, np.ones(len(logits), dtype=np.float32))
+
+    def batch(self, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
+        """One after the other."""
+        return [self(image) for image in images]

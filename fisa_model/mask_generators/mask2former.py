@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
-from fisa_model.mask_generators import MaskProposals
-from fisa_model.mask_generators.frame import LONGEST, SHORTEST, crop_masks, pad, resize
+from fisa_model.mask_generators import BATCH_PIXELS, MaskProposals, Precision
+from fisa_model.mask_generators.frame import LONGEST, SHORTEST, crop_masks, pad, propose
 
 DEFAULT_WEIGHTS = "facebook/mask2former-swin-base-coco-panoptic"
 """Swin-B pre-trained on ImageNet-1k; the paper's is its ImageNet-21k sister, which must be converted."""
@@ -27,7 +27,11 @@ NOT_IN_MASKS = ("class_predictor.", "encoder.swin.layernorm.")
 
 
 class Mask2FormerGenerator:
-    """A Mask2Former of transformers, in float32: its deformable attention loses masks at lower precision."""
+    """A Mask2Former of transformers.
+
+    In `bf16` its pixel decoder stays in float32, as in detectron2's: deformable attention needs places that
+    are finer than bfloat16 can say.
+    """
 
     def __init__(
         self,
@@ -36,26 +40,62 @@ class Mask2FormerGenerator:
         device: torch.device | str = "cpu",
         shortest: int = SHORTEST,
         longest: int = LONGEST,
+        precision: Precision = "fp32",
+        batch_pixels: int = BATCH_PIXELS,
     ) -> None:
         self.network = network.to(device).eval()
-        self.device = device
+        self.device = torch.device(device)
         self.shortest = shortest
         self.longest = longest
+        self.precision = precision
+        self.batch_pixels = batch_pixels
+        if precision == "bf16":
+            level = self.network.model.pixel_level_module
+            level.decoder = _InFloat32(level.decoder)
 
     @classmethod
-    def load(cls, weights: str, *, device: torch.device | str = "cpu") -> "Mask2FormerGenerator":
+    def load(
+        cls,
+        weights: str,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        batch_pixels: int = BATCH_PIXELS,
+    ) -> "Mask2FormerGenerator":
         """From a folder or a hub name."""
-        return cls(load_network(weights), device=device)
+        return cls(load_network(weights), device=device, precision=precision, batch_pixels=batch_pixels)
+
+    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
+        return self.batch([image])[0]
 
     @torch.inference_mode()
-    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
-        pixels = resize(image, self.shortest, self.longest)
-        normalised = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-        output = self.network(pixel_values=pad(normalised)[None].to(self.device))
-        # The last class is "no object".
-        scores = 1 - output.class_queries_logits[0].float().softmax(dim=-1)[:, -1]
-        masks = crop_masks(output.masks_queries_logits[0].float(), *pixels.shape[1:])
-        return MaskProposals(masks.cpu().numpy(), scores.cpu().numpy())
+    def batch(self, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
+        return propose(
+            images,
+            self._run,
+            shortest=self.shortest,
+            longest=self.longest,
+            batch_pixels=self.batch_pixels,
+        )
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = pixels.to(self.device)
+        normalised = (pixels - _column(MEAN, pixels)) / _column(STD, pixels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self.network(pixel_values=pad(normalised))
+        return output.masks_queries_logits, output.class_queries_logits
+
+
+class _InFloat32(nn.Module):
+    """A part of a network that computes in float32 where the rest does not."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, features: Sequence[Tensor], *args: Any, **options: Any) -> Any:
+        with torch.autocast(features[0].device.type, enabled=False):
+            return self.part([feature.float() for feature in features], *args, **options)
 
 
 class LearningMask2Former(nn.Module):

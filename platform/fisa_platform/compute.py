@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ class Workers:
     max: int = 1
     """Workers that are used when there is much to do."""
 
+    initial: int | None = None
+    """Workers to ask for at once, so that nodes are on their way; by default as many as `min`."""
+
     def __post_init__(self) -> None:
         if self.min < 0:
             raise ValueError(
@@ -29,6 +33,10 @@ class Workers:
         if self.max < max(self.min, 1):
             raise ValueError(
                 f"max must be at least {max(self.min, 1)}, got {self.max}; raise max or lower min"
+            )
+        if self.initial is not None and not max(self.min, 1) <= self.initial <= self.max:
+            raise ValueError(
+                f"initial must be from min to max, {max(self.min, 1)} to {self.max}, got {self.initial}"
             )
 
 
@@ -62,11 +70,24 @@ class Compute:
                 f"memory_gb must be above 0, got {self.memory_gb}; leave it out for no reservation"
             )
 
-    def actor_pool(self) -> "ActorPoolStrategy":
-        """The pool of actors for Ray Data's `map_batches(compute=...)`."""
+    def actor_pool(self, *, calls: int = 1, blocks: int | None = None) -> "ActorPoolStrategy":
+        """The pool of actors for Ray Data's `map_batches(compute=...)`.
+
+        Args:
+            calls: batches that an actor works on at a time, each in a thread.
+            blocks: of the dataset; more actors would each load a model for nothing.
+        """
         from ray.data import ActorPoolStrategy
 
-        return ActorPoolStrategy(min_size=max(self.workers.min, 1), max_size=self.workers.max)
+        most = self.workers.max if blocks is None else min(self.workers.max, blocks)
+        least = min(max(self.workers.min, 1), most)
+        return ActorPoolStrategy(
+            min_size=least,
+            max_size=most,
+            initial_size=min(self.workers.initial or least, most),
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=calls > 1,
+        )
 
     def bundle(self) -> dict[str, float]:
         """What one worker reserves, as Ray Train's `resources_per_worker`."""
@@ -103,22 +124,61 @@ def connect() -> None:
 
 
 def check_fits(compute: Compute) -> None:
-    """Refuse a worker that this machine cannot hold, for which an embedded session would wait forever.
+    """Refuse a plan that would wait forever for what the cluster lacks; one that may grow is not looked at.
 
-    A cluster may grow, so there it is not looked at.
+    Raises:
+        ValueError: see `shortage`.
     """
-    if not is_embedded():
-        return
     import ray
 
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for name, field_name in (("GPU", "gpus_per_worker"), ("CPU", "cpus_per_worker")):
-        wanted, most = getattr(compute, field_name), there.get(name, 0.0)
+    if may_grow():
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    problem = shortage(compute, nodes)
+    if problem:
+        raise ValueError(
+            f"{problem}; lower it, or submit the job to a cluster that has more, or that has an autoscaler"
+        )
+
+
+def shortage(compute: Compute, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What the least number of workers lacks on nodes with these resources; None where they fit."""
+    bundle = compute.bundle()
+    for name, wanted in bundle.items():
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if wanted > most:
-            raise ValueError(
-                f"compute.{field_name} is {wanted:g}, but Ray on this machine has {most:g} {name}s; "
-                "lower it, or submit the job to a cluster that has them"
-            )
+            asked, largest = _amount(name, wanted), _amount(name, most)
+            return f"compute.{_FIELDS[name]} asks for {asked}, but no node here has more than {largest}"
+    if not any(all(node.get(name, 0.0) >= wanted for name, wanted in bundle.items()) for node in nodes):
+        asked = " and ".join(_amount(name, wanted) for name, wanted in bundle.items())
+        return f"a worker of compute asks for {asked} on one node, but none here has all of that"
+    least = max(compute.workers.min, 1)
+    for name, wanted in bundle.items():
+        # Those who have a GPU are read for by others; see `tables.reader_options`.
+        reader = 1.0 if name == "CPU" and compute.gpus_per_worker else 0.0
+        there = sum(node.get(name, 0.0) for node in nodes)
+        if least * wanted + reader > there:
+            asked = _amount(name, least * wanted) + (" and 1 to read for them" if reader else "")
+            return f"compute.workers.min is {least}, which takes {asked}, but here are {_amount(name, there)}"
+    return None
+
+
+_FIELDS = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker", "memory": "memory_gb"}
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**30:.3g} GiB of memory" if name == "memory" else f"{amount:g} {name}s"
+
+
+def may_grow() -> bool:
+    """Whether nodes may come: Ray's autoscaler is on, or may be, in a pod or on a head that `ray up` made."""
+    if is_embedded():
+        return False
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    in_a_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    started_by_ray_up = Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+    return in_a_pod or started_by_ray_up or is_autoscaler_v2(fetch_from_server=True)
 
 
 def is_embedded() -> bool:

@@ -60,6 +60,17 @@ IMAGES = pa.schema(
 )
 """Stage `shard`: images with their ground truth."""
 
+DECODED = pa.schema(
+    [
+        *(IMAGES.field(name) for name in ("image_id", "file_name", "height", "width")),
+        # RGB, a byte each, row by row. Large: 32-bit offsets overflow at 2 GiB a block.
+        pa.field("pixels", pa.large_binary(), nullable=False),
+        IMAGES.field("panoptic"),
+        IMAGES.field("segments_info"),
+    ]
+)
+"""An image on its way to a generator. Not stored."""
+
 MASK = pa.struct(
     [
         # Size of the stored mask, which covers the whole image; may be below the image's size.

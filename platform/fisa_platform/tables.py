@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fisa_platform import storage
-from fisa_platform.compute import Compute, Workers
+from fisa_platform.compute import Compute
 from fisa_platform.manifest import open_version
 from fisa_platform.rows import find_rows, read_places
 from fisa_platform.schema import COMPRESSION, REJECTED
 
 if TYPE_CHECKING:
-    from ray.data import ActorPoolStrategy, Dataset
+    from ray.data import Dataset
 
 REJECTED_TABLE = "rejected"
 ROWS_PER_GROUP = 32
@@ -147,8 +147,8 @@ def image_places(uri: str) -> pa.Table:
 
 def read_rows(
     places: pa.Table, *, columns: Sequence[str], batch_size: int, compute: Compute
-) -> tuple[Dataset, ActorPoolStrategy]:
-    """The rows at `rows.PLACES` as a Ray dataset, and the pool of actors for it.
+) -> tuple[Dataset, int]:
+    """The rows at `rows.PLACES` as a Ray dataset, and the number of its blocks.
 
     Ray's own reader starts actors and tasks that cost a small job many seconds, and it cuts at files, so that
     a table of few files keeps few workers busy. Here the driver only says where the rows are.
@@ -170,15 +170,7 @@ def read_rows(
     rows = ray.data.from_arrow(blocks).map_batches(
         read, batch_size=None, batch_format="pyarrow", **reader_options(compute)
     )
-    return rows, actor_pool(compute, len(blocks))
-
-
-def actor_pool(compute: Compute, blocks: int) -> ActorPoolStrategy:
-    """A stage's actors; no more than there are blocks, since each would load a model for nothing."""
-    workers = compute.workers
-    return replace(
-        compute, workers=Workers(min=min(workers.min, blocks), max=min(workers.max, blocks))
-    ).actor_pool()
+    return rows, len(blocks)
 
 
 def reader_options(compute: Compute) -> dict[str, Any]:

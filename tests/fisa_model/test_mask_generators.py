@@ -34,6 +34,51 @@ def test_mask2former_proposes_in_the_images_own_frame(network: Mask2FormerForUni
     assert np.array_equal(proposals.mask_logits, generator(image).mask_logits)
 
 
+SIZES = ((100, 130), (130, 100), (100, 130), (50, 65), (90, 130))
+"""Three test sizes at 40 to 60: the third image has the first's, and the fourth as well."""
+
+
+@pytest.mark.parametrize("batch_pixels", [1, 2 * 40 * 52, 10**9])
+def test_a_batch_is_proposed_for_as_each_of_its_images(
+    network: Mask2FormerForUniversalSegmentation, batch_pixels: int
+) -> None:
+    generator = Mask2FormerGenerator(network, shortest=40, longest=60, batch_pixels=batch_pixels)
+    taken = []
+    network.register_forward_pre_hook(
+        lambda _, args, kwargs: taken.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+    together = generator.batch(images)
+    assert sorted(taken) == {1: [1, 1, 1, 1, 1], 2 * 40 * 52: [1, 1, 1, 2], 10**9: [1, 1, 3]}[batch_pixels]
+    for image, proposals in zip(images, together, strict=True):
+        alone = generator(image)
+        np.testing.assert_allclose(proposals.mask_logits, alone.mask_logits, atol=1e-4)
+        np.testing.assert_allclose(proposals.scores, alone.scores, atol=1e-5)
+    assert generator.batch([]) == []
+
+
+def test_half_precision_moves_masks_a_little_and_keeps_the_pixel_decoder_whole(
+    mask2former_folder: Path,
+) -> None:
+    weights = str(mask2former_folder)
+    image = np.random.default_rng(0).integers(0, 256, (100, 130, 3), dtype=np.uint8)
+    whole = Mask2FormerGenerator(load_network(weights), shortest=40, longest=60)(image)
+    network = load_network(weights)
+    half = Mask2FormerGenerator(network, shortest=40, longest=60, precision="bf16")
+    dtypes = set()
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            part = "decoder" if "pixel_level_module.decoder" in name else "rest"
+            module.register_forward_hook(lambda *call, part=part: dtypes.add((part, call[-1].dtype)))
+    proposals = half(image)
+    assert dtypes == {("decoder", torch.float32), ("rest", torch.bfloat16)}
+    assert proposals.mask_logits.dtype == proposals.scores.dtype == np.float32
+    assert not np.array_equal(proposals.mask_logits, whole.mask_logits)
+    assert np.corrcoef(proposals.mask_logits.ravel(), whole.mask_logits.ravel())[0, 1] > 0.97
+    assert np.abs(proposals.scores - whole.scores).max() < 0.05
+
+
 def test_mask2former_is_loaded_from_a_folder(mask2former_folder: Path) -> None:
     loaded = load_mask_generator("mask2former", weights=str(mask2former_folder))
     assert isinstance(loaded, Mask2FormerGenerator)
@@ -71,7 +116,7 @@ class Stub(torch.nn.Module):
         self.backbone = torch.nn.AvgPool2d(4)
 
     def sem_seg_head(self, cells: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"pred_masks": cells[:, :1], "pred_logits": torch.tensor([[[0.0, 0.0, 0.0]]])}
+        return {"pred_masks": cells[:, :1], "pred_logits": torch.zeros(len(cells), 1, 3)}
 
 
 def test_detectron2_proposes_in_the_images_own_frame() -> None:

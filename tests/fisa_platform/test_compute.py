@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fisa_platform.compute import Compute, Workers, source_modules
+from fisa_platform.compute import Compute, Workers, shortage, source_modules
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -20,6 +20,61 @@ def test_a_worker_reserves_what_the_spec_says() -> None:
 def test_the_pool_of_actors_never_starts_empty() -> None:
     pool = Compute(workers=Workers(min=0, max=4)).actor_pool()
     assert (pool.min_size, pool.max_size) == (1, 4)
+
+
+def test_the_pool_has_no_more_actors_than_there_are_blocks() -> None:
+    compute = Compute(workers=Workers(min=2, initial=5, max=8))
+    for blocks, expected in ((1, (1, 1, 1)), (4, (2, 4, 4)), (20, (2, 5, 8))):
+        pool = compute.actor_pool(blocks=blocks)
+        assert (pool.min_size, pool.initial_size, pool.max_size) == expected
+    assert compute.actor_pool(calls=2).enable_true_multi_threading
+    with pytest.raises(ValueError, match="initial must be from min to max, 2 to 8, got 9"):
+        Workers(min=2, initial=9, max=8)
+
+
+SMALL, LARGE = {"CPU": 4.0, "memory": 8.0 * 2**30}, {"CPU": 8.0, "GPU": 1.0, "memory": 16.0 * 2**30}
+
+
+@pytest.mark.parametrize(
+    ("compute", "nodes", "problem"),
+    [
+        (Compute(), [SMALL], None),
+        (Compute(workers=Workers(min=4, max=9)), [SMALL], None),
+        (Compute(gpus_per_worker=1, cpus_per_worker=7), [LARGE], None),
+        (
+            Compute(gpus_per_worker=1, cpus_per_worker=8),
+            [LARGE],
+            "compute.workers.min is 1, which takes 8 CPUs and 1 to read for them, but here are 8 CPUs",
+        ),
+        (Compute(gpus_per_worker=1, cpus_per_worker=8), [LARGE, SMALL], None),
+        (
+            Compute(cpus_per_worker=9),
+            [SMALL, LARGE],
+            "compute.cpus_per_worker asks for 9 CPUs, but no node here has more than 8 CPUs",
+        ),
+        (
+            Compute(gpus_per_worker=1),
+            [SMALL],
+            "compute.gpus_per_worker asks for 1 GPUs, but no node here has more than 0 GPUs",
+        ),
+        (
+            Compute(memory_gb=10, cpus_per_worker=6, gpus_per_worker=1),
+            [{**SMALL, "memory": 2.0**40}, {**LARGE, "memory": 2.0**30}],
+            "a worker of compute asks for 6 CPUs and 1 GPUs and 10 GiB of memory on one node, but none here "
+            "has all of that",
+        ),
+        (
+            Compute(workers=Workers(min=5, max=5)),
+            [SMALL],
+            "compute.workers.min is 5, which takes 5 CPUs, but here are 4 CPUs",
+        ),
+        (Compute(), [], "compute.cpus_per_worker asks for 1 CPUs, but no node here has more than 0 CPUs"),
+    ],
+)
+def test_what_a_fixed_cluster_lacks_is_named(
+    compute: Compute, nodes: list[dict[str, float]], problem: str | None
+) -> None:
+    assert shortage(compute, nodes) == problem
 
 
 @pytest.mark.parametrize(("least", "most"), [(-1, 1), (3, 2), (0, 0)])

@@ -86,7 +86,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
             f"{config.images_uri}: has no ground truth to score against; evaluate a table that has"
         )
     vocabulary = Vocabulary.from_json(categories)
-    images, pool = read_rows(
+    images, blocks = read_rows(
         image_places(config.images_uri),
         columns=["image_id", "file_name", "image", "panoptic", "segments_info"],
         batch_size=config.batch_size,
@@ -97,7 +97,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
         fn_constructor_args=(config, vocabulary),
         batch_size=config.batch_size,
         batch_format="pyarrow",
-        compute=pool,
+        compute=compute.actor_pool(blocks=blocks),
         **compute.ray_options(),
     )
     write = partial(write_and_score, output_uri=context.output.uri, vocabulary=vocabulary)

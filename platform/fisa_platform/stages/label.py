@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
-    from ray.data import ActorPoolStrategy, Dataset
+    from ray.data import Dataset
 
     from fisa_model.mask_generators import MaskProposals
     from fisa_model.prediction import Prediction
@@ -97,13 +97,13 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     check_weights(config.classifier)
     vocabulary = read_vocabulary(config)
     output_uri = context.output.uri
-    images, pool = read_images(config, compute)
+    images, blocks = read_images(config, compute)
     labelled = images.map_batches(
         Labeller,
         fn_constructor_args=(config, vocabulary),
         batch_size=config.batch_size,
         batch_format="pyarrow",
-        compute=pool,
+        compute=compute.actor_pool(blocks=blocks),
         **compute.ray_options(),
     )
     parts = collect(
@@ -136,14 +136,14 @@ def read_vocabulary(config: LabelConfig) -> Vocabulary:
     return Vocabulary.from_json(categories)
 
 
-def read_images(config: LabelConfig, compute: Compute) -> tuple[Dataset, ActorPoolStrategy]:
-    """Rows of the images table, from a folder failable ones, and the pool of actors for them."""
+def read_images(config: LabelConfig, compute: Compute) -> tuple[Dataset, int]:
+    """Rows of the images table, from a folder failable ones, and the number of their blocks."""
     import ray.data
 
     from fisa_platform.manifest import find_version
     from fisa_platform.sources.index import read_image_folder
     from fisa_platform.stages.shard import load_images
-    from fisa_platform.tables import actor_pool, image_places, read_rows, reader_options
+    from fisa_platform.tables import image_places, read_rows, reader_options
 
     if find_version(config.images_uri) is not None:
         places = image_places(config.images_uri).sort_by("image_id").slice(0, config.limit)
@@ -154,7 +154,7 @@ def read_images(config: LabelConfig, compute: Compute) -> tuple[Dataset, ActorPo
     images = ray.data.from_arrow(blocks).map_batches(
         load_images, batch_size=None, batch_format="pyarrow", **reader_options(compute)
     )
-    return images, actor_pool(compute, len(blocks))
+    return images, len(blocks)
 
 
 class Labeller:

@@ -25,7 +25,7 @@ from fisa_platform.schema import IMAGES, PROPOSALS, REJECTED
 from fisa_platform.sources.index import read_image_folder
 from fisa_platform.stages.evaluate import EvaluateConfig, Evaluator
 from fisa_platform.stages.label import LabelConfig, Labeller
-from fisa_platform.stages.propose import ProposeConfig, Proposer
+from fisa_platform.stages.propose import ProposeConfig, Proposer, decode_images
 from fisa_platform.stages.shard import load_images
 from fisa_platform.tables import failable_table, write_batch
 
@@ -254,10 +254,21 @@ def propose_config(generator: str) -> ProposeConfig:
     return ProposeConfig(images_uri="", output_uri="", generator=generator)  # type: ignore[arg-type]
 
 
+def propose(config: ProposeConfig, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the images table, decoded two at a time, to failable rows of proposals."""
+    table, proposer = pa.Table.from_pylist(rows), Proposer(config, "cpu")
+    decoded = decode_images(table, rows_at_once=2, needs_truth=config.generator == "oracle")
+    return [row for batch in decoded for row in proposer(batch).to_pylist()]
+
+
 def test_a_damaged_image_in_a_table_is_rejected_by_propose() -> None:
-    batch = [{"image_id": "a", "file_name": "a.jpg", "image": photo()[:-700]}]
-    (row,) = Proposer(propose_config("felzenszwalb"), "cpu")(pa.Table.from_pylist(batch)).to_pylist()
-    assert row["reason"].startswith("image cannot be decoded")
+    images = {"a": photo(), "b": photo()[:-700], "c": photo(40, 30)}
+    batch = [{"image_id": name, "file_name": f"{name}.jpg", "image": image} for name, image in images.items()]
+    first, damaged, last = propose(propose_config("felzenszwalb"), batch)
+    assert damaged["reason"].startswith("image cannot be decoded")
+    assert damaged["masks"] is None
+    assert (first["reason"], first["height"], first["width"]) == (None, HEIGHT, WIDTH)
+    assert (last["image_id"], last["height"], last["width"]) == ("c", 40, 30)
 
 
 def test_the_oracle_proposes_the_ground_truth_and_rejects_an_image_without() -> None:
@@ -272,7 +283,7 @@ def test_the_oracle_proposes_the_ground_truth_and_rejects_an_image_without() -> 
         }
         for name, png, info in (("a", encode_panoptic(IDS), segments), ("b", None, None))
     ]
-    with_truth, without = Proposer(propose_config("oracle"), "cpu")(pa.Table.from_pylist(rows)).to_pylist()
+    with_truth, without = propose(propose_config("oracle"), rows)
     masks = decode_proposals(with_truth).mask_logits >= 0
     assert np.array_equal(masks, IDS == np.array([5, 9])[:, None, None])
     assert without["reason"] == "generator 'oracle' needs ground truth, which this image lacks"

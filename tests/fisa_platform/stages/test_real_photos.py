@@ -1,7 +1,6 @@
 """The stages on real photos: shard, propose, evaluate and label, in one chain for each data set."""
 
 import json
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zipped_coco import zipped_coco
 
 from fisa_model.config import fisa_toy
 from fisa_model.mask_generators import MaskProposals
@@ -101,22 +101,9 @@ def test_every_photo_is_in_the_table_once_and_unchanged(chain: Chain) -> None:
         assert row["panoptic"] == (chain.source / "panoptic" / pngs[row["image_id"]]).read_bytes()
 
 
-def test_a_bucket_of_zips_is_sharded_as_the_folders_are(
-    run: Run, chain: Chain, s3_uri: str, tmp_path: Path
-) -> None:
-    """As COCO is published: a zip of images with a folder in it, a zip of PNGs, and the JSON."""
-    for name in ("images", "panoptic"):
-        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in sorted((chain.source / name).iterdir()):
-                archive.write(path, f"{name}_val2017/{path.name}")
-        storage.upload(tmp_path / f"{name}.zip", f"{s3_uri}/{name}.zip")
-    storage.upload(chain.source / "panoptic.json", f"{s3_uri}/panoptic.json")
-    coco = {
-        "images_uri": f"{s3_uri}/images.zip",
-        "panoptic_uri": f"{s3_uri}/panoptic.zip",
-        "json_uri": f"{s3_uri}/panoptic.json",
-    }
-    images = run("shard", coco=coco, output_uri=f"{s3_uri}/images")
+def test_zips_are_sharded_as_the_folders_are(run: Run, chain: Chain, tmp_path: Path) -> None:
+    coco = zipped_coco(chain.source, tmp_path)
+    images = run("shard", coco=coco, output_uri=str(tmp_path / "table"))
     assert list(TableRows(images.files("images/"), IMAGES.names)) == chain.rows
 
 

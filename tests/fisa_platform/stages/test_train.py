@@ -23,7 +23,7 @@ from fisa_platform.manifest import Version
 from fisa_platform.schema import IMAGES, PROPOSALS
 from fisa_platform.sources import toyworld
 from fisa_platform.spec import job_from_data
-from fisa_platform.stages.propose import ProposeConfig, Proposer, load_trained_generator
+from fisa_platform.stages.propose import ProposeConfig, Proposer, decode_images, fetch_trained_generator
 from fisa_platform.stages.shard import load_images
 from fisa_platform.stages.train import TrainConfig, check_workers
 from fisa_platform.tables import write_batch
@@ -51,7 +51,9 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Scenes of the toy world and their proposals, written without Ray."""
     folder = tmp_path_factory.mktemp("tables")
     images = load_images(toyworld.index(seed=1, count=SCENES, names="seen").rows)
-    proposals = Proposer(ProposeConfig(images_uri="", output_uri="", generator="felzenszwalb"), "cpu")(images)
+    (decoded,) = decode_images(images, rows_at_once=SCENES, needs_truth=False)
+    config = ProposeConfig(images_uri="", output_uri="", generator="felzenszwalb")
+    proposals = Proposer(config, "cpu")(decoded)
     for name, table, schema in (("images", images, IMAGES), ("proposals", proposals, PROPOSALS)):
         pending = manifest.new_version(str(folder / name), "toy")
         write_batch(table, output_uri=pending.uri, name=name, schema=schema)
@@ -184,9 +186,9 @@ def test_a_generator_learns_with_the_classifier_and_proposes_afterwards(
     assert not any(name.startswith("class_predictor") for name in changed)
 
 
-def test_a_run_without_a_generator_that_learnt_is_refused_as_one(trained: Version) -> None:
+def test_a_run_without_a_generator_that_learnt_is_refused_as_one(trained: Version, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no generator learnt in this run"):
-        load_trained_generator(trained.uri, "cpu")
+        fetch_trained_generator(trained.uri, tmp_path)
 
 
 def test_proposals_come_from_a_table_or_from_a_generator(tables: dict[str, str]) -> None:
