@@ -1,6 +1,8 @@
 import json
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,6 +70,23 @@ def test_the_second_of_two_racing_runs_accepts_the_first(output_uri: str) -> Non
     winner = commit(first)
     assert commit(second) == winner
     assert winner.dataset().to_table().column("image_id").to_pylist() == ["first"]
+
+
+def test_of_many_runs_that_end_at_one_moment_one_commits(tmp_path: Path) -> None:
+    runs = [manifest.new_version(str(tmp_path), "aa") for _ in range(16)]
+    for pending in runs:
+        storage.write_bytes(storage.join(pending.uri, "data"), pending.run_id.encode())
+    together = Barrier(len(runs))
+
+    def end(pending: PendingVersion) -> Version:
+        together.wait()
+        return commit(pending)
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        versions = list(pool.map(end, runs))
+    assert len(set(version.digest for version in versions)) == 1
+    (file,) = versions[0].files()
+    assert storage.read_bytes(file).decode() == versions[0].manifest.run_id
 
 
 def test_latest_points_to_the_last_commit_and_can_be_moved_back(output_uri: str) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,13 +22,16 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SCENES, MOST_NODES = 600, 3
 Run = Callable[..., Version]
 
-# Counts nodes from a process of its own, which is no driver of the job.
+# Counts nodes that have cores, from a process of its own, which is no driver of the job.
 COUNT_NODES = textwrap.dedent("""
     import sys, time, ray
     ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-    while True:
-        print(sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()), flush=True)
-        time.sleep(0.5)
+    # Ray itself prints.
+    with open(sys.argv[2], "w") as counts:
+        while True:
+            alive = [node["Resources"].get("CPU", 0) > 0 for node in ray.nodes() if node["Alive"]]
+            print(sum(alive), file=counts, flush=True)
+            time.sleep(0.5)
 """)
 
 
@@ -124,11 +126,8 @@ def test_nodes_come_with_the_work_and_go_after_it(
     spec = tmp_path / "propose.yaml"
     compute = {"workers": {"min": 1, "max": 2 * MOST_NODES - 1}}
     spec.write_text(json.dumps({"stage": "propose", "config": config, "compute": compute}))
-    counter = subprocess.Popen(
-        [sys.executable, "-c", COUNT_NODES, address], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    counts: list[int] = []
-    threading.Thread(target=lambda: counts.extend(map(int, counter.stdout or ())), daemon=True).start()
+    count_file = tmp_path / "counts"
+    counter = subprocess.Popen([sys.executable, "-c", COUNT_NODES, address, count_file], env=environment)
     try:
         job = subprocess.run(
             [sys.executable, str(REPOSITORY / "platform"), "run", str(spec)],
@@ -140,7 +139,7 @@ def test_nodes_come_with_the_work_and_go_after_it(
         )
         assert job.returncode == 0, job.stdout + job.stderr
         deadline = time.monotonic() + 90
-        while counts[-1] and time.monotonic() < deadline:
+        while (counts := read_counts(count_file))[-1] and time.monotonic() < deadline:
             time.sleep(0.5)
     finally:
         counter.kill()
@@ -149,3 +148,8 @@ def test_nodes_come_with_the_work_and_go_after_it(
     assert max(counts) >= 2, counts
     assert counts[-1] == 0, counts
     assert manifest.open_version(str(tmp_path / "proposals")).manifest.rows == SCENES
+
+
+def read_counts(file: Path) -> list[int]:
+    """The whole lines of a file that is being written."""
+    return [int(line) for line in file.read_text().split("\n")[:-1]]

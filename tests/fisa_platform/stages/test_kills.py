@@ -1,4 +1,4 @@
-"""Whatever is killed, `propose` ends with the table of a run that was left alone, every image once."""
+"""Whatever is killed, `shard` and `propose` end with the table of a run left alone, every image once."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from faulty_proxy import Faults, faulty_proxy
 from fisa_platform import manifest
 from fisa_platform.manifest import Version
 from fisa_platform.rows import TableRows
-from fisa_platform.schema import PROPOSALS
+from fisa_platform.schema import IMAGES, PROPOSALS
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +168,66 @@ def test_a_killed_driver_is_gone_on_with(
     assert before < committed_files(tmp_path), "what was written is used, and not made again"
     assert len(files_in(tmp_path)) == len(committed_files(tmp_path))
     assert "up to date" in finish(start(spec))
+
+
+def test_two_runs_at_the_same_time_commit_one_version(
+    expected: list[dict[str, Any]], images: str, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path, images)
+    processes = [start(spec), start(spec)]
+    said = [finish(process) for process in processes]
+    assert rows_of(tmp_path) == expected
+    assert len(list(tmp_path.glob("proposals/*/manifest.json"))) == 1
+    assert all("480 images, 0 rejected" in output for output in said)
+    run_ids = {path.parent.parent.name for path in paths_in(tmp_path)}
+    assert len(run_ids) == 2, "both were at work"
+
+
+def test_a_full_disk_costs_nothing_but_time(
+    expected: list[dict[str, Any]], images: str, tmp_path: Path
+) -> None:
+    """It is said in one sentence, and when there is room, the job goes on with what it had written."""
+    output = tmp_path / "disk"
+    output.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(output)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        failed = start(spec := write_spec(output, images))
+        said, _ = failed.communicate(timeout=SECONDS)
+        assert failed.returncode == 1, said
+        assert "No space left on device; choose another place or make room there" in said
+        assert "Traceback" not in said
+        before = files_in(output)
+        assert before
+        subprocess.run(["mount", "-o", "remount,size=100m", str(output)], check=True)
+        assert "images were done by a run that did not end" in finish(start(spec))
+        assert rows_of(output) == expected
+        assert before <= committed_files(output)
+    finally:
+        subprocess.run(["umount", str(output)], check=True)
+
+
+def test_a_killed_shard_is_gone_on_with(images: str, tmp_path: Path) -> None:
+    toyworld = {"scenes": SCENES, "names": "all"}
+    config = {"toyworld": toyworld, "rows_per_file": ROWS_PER_FILE, "output_uri": str(tmp_path / "images")}
+    spec = tmp_path / "shard.yaml"
+    spec.write_text(json.dumps({"stage": "shard", "config": config, "compute": {"workers": {"max": 2}}}))
+    process = start(spec)
+    deadline = time.monotonic() + SECONDS
+    while len(before := set(tmp_path.glob("images/*/run-*/images/*.parquet"))) < 10:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(workers, timeout=60)
+    assert "images were done by a run that did not end" in finish(start(spec))
+    version = manifest.open_version(str(tmp_path / "images"))
+    undisturbed = manifest.open_version(images)
+    rows, others = (list(TableRows(v.files("images/"), IMAGES.names)) for v in (version, undisturbed))
+    assert rows == others
+    assert {in_version(path) for path in before} <= {file.path for file in version.manifest.files}
 
 
 def test_a_killed_actor_is_replaced(expected: list[dict[str, Any]], images: str, tmp_path: Path) -> None:
