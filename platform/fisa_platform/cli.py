@@ -232,7 +232,9 @@ def raised_by_us(error: BaseException) -> bool:
 
 def _sentence(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
-    return str(cause if isinstance(cause, BaseException) else error)
+    text = str(cause if isinstance(cause, BaseException) else error)
+    # What Ray Data adds to any error of a worker, for those who wrote the worker.
+    return text.partition("\nFailed to apply UDF transform")[0]
 
 
 def _say(text: str) -> None:

@@ -203,12 +203,20 @@ def _start_embedded(source_roots: list[str]) -> None:
 
 
 def _quiet_data_log() -> None:
-    """Keep Ray Data's plans and statistics in its log file, and only warnings on the terminal."""
+    """Keep Ray Data's plans, statistics and tracebacks in its log file, and only warnings on the terminal.
+
+    An error of a worker is raised as what it is, so that it ends as one sentence.
+    """
     import ray.data  # configures its handlers when imported
 
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     for handler in logging.getLogger(ray.data.__name__).handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.WARNING)
+            handler.addFilter(_is_warning)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno == logging.WARNING
 
 
 def source_modules() -> list[Path]:
