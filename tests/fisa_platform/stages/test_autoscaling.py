@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import clean_environment, finish, start
 
 from fisa_platform import manifest
 from fisa_platform.manifest import Version
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 SCENES, MOST_NODES = 600, 3
 Run = Callable[..., Version]
 
@@ -36,17 +36,7 @@ COUNT_NODES = textwrap.dedent("""
 
 
 @pytest.fixture
-def environment() -> dict[str, str]:
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "platform"), str(REPOSITORY)]),
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-
-
-@pytest.fixture
-def address(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
+def address(tmp_path: Path) -> Iterator[str]:
     """A cluster of a head without cores, that may grow by nodes of two cores."""
     from ray._private.services import get_node_ip_address
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
@@ -89,7 +79,7 @@ def address(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", *options],
         env={
-            **environment,
+            **clean_environment(),
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
@@ -111,9 +101,7 @@ def address(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
         head.wait(timeout=30)
 
 
-def test_nodes_come_with_the_work_and_go_after_it(
-    run: Run, address: str, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_nodes_come_with_the_work_and_go_after_it(run: Run, address: str, tmp_path: Path) -> None:
     images = run(
         "shard", toyworld={"scenes": SCENES, "names": "all"}, output_uri=str(tmp_path / "images")
     ).uri
@@ -127,17 +115,9 @@ def test_nodes_come_with_the_work_and_go_after_it(
     compute = {"workers": {"min": 1, "max": 2 * MOST_NODES - 1}}
     spec.write_text(json.dumps({"stage": "propose", "config": config, "compute": compute}))
     count_file = tmp_path / "counts"
-    counter = subprocess.Popen([sys.executable, "-c", COUNT_NODES, address, count_file], env=environment)
+    counter = start("-c", COUNT_NODES, address, count_file)
     try:
-        job = subprocess.run(
-            [sys.executable, str(REPOSITORY / "platform"), "run", str(spec)],
-            env={**environment, "RAY_ADDRESS": address},
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        assert job.returncode == 0, job.stdout + job.stderr
+        finish(start(spec, environment={"RAY_ADDRESS": address}))
         deadline = time.monotonic() + 90
         while (counts := read_counts(count_file))[-1] and time.monotonic() < deadline:
             time.sleep(0.5)

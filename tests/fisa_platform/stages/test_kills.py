@@ -1,21 +1,19 @@
 """Whatever is killed, `shard` and `propose` end with the table of a run left alone, every image once."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from faulty_proxy import Faults, faulty_proxy
+from processes import SECONDS, finish, start
 
 from fisa_platform import manifest
 from fisa_platform.manifest import Version
@@ -24,9 +22,7 @@ from fisa_platform.schema import IMAGES, PROPOSALS
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 SCENES, ROWS_PER_FILE = 480, 8
-SECONDS = 240
 Run = Callable[..., Version]
 
 ON_TWO_NODES = """
@@ -85,33 +81,6 @@ def write_spec(output: Path, images: str, *, output_uri: str | None = None, **ch
     # JSON is YAML.
     spec.write_text(json.dumps({"stage": "propose", "config": config, "compute": {**compute, **changes}}))
     return spec
-
-
-def start(
-    *command: str | Path, environment: Mapping[str, str] = MappingProxyType({})
-) -> subprocess.Popen[str]:
-    """`fisa run SPEC`, or another command of Python, in a process of its own."""
-    arguments = [str(REPOSITORY / "platform"), "run", *command] if len(command) == 1 else command
-    inherited = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "platform"), str(REPOSITORY)]),
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    }
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        env={**inherited, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """What the process printed, once it has ended well."""
-    output, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, output
-    return output
 
 
 def paths_in(output: Path) -> list[Path]:
