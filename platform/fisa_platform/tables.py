@@ -146,7 +146,7 @@ def image_places(uri: str) -> pa.Table:
 
 
 def read_rows(
-    places: pa.Table, *, columns: Sequence[str], batch_size: int, compute: Compute
+    places: pa.Table, *, columns: Sequence[str], batch_size: int, rows_per_file: int, compute: Compute
 ) -> tuple[Dataset, int]:
     """The rows at `rows.PLACES` as a Ray dataset, and the number of its blocks.
 
@@ -157,12 +157,13 @@ def read_rows(
         places: of the rows.
         columns: what a row holds.
         batch_size: rows that a worker will take at once; a block has at least as many.
+        rows_per_file: rows that a writer will put into a file; see `rows_per_block`.
         compute: of the workers that the rows are for.
     """
     import ray.data
 
     fair = -(-places.num_rows // (compute.workers.max * BLOCKS_PER_WORKER))
-    size = min(max(fair, batch_size), max(MAX_ROWS_PER_BLOCK, batch_size))
+    size = rows_per_block(min(fair, MAX_ROWS_PER_BLOCK), least=batch_size, rows_per_file=rows_per_file)
     # A block would carry the names of all files with it.
     named = places.set_column(places.schema.get_field_index("uri"), "uri", places["uri"].cast(pa.string()))
     blocks = [named.slice(start, size) for start in range(0, named.num_rows, size)] or [named]
@@ -171,6 +172,17 @@ def read_rows(
         read, batch_size=None, batch_format="pyarrow", **reader_options(compute)
     )
     return rows, len(blocks)
+
+
+def rows_per_block(most: int, *, least: int, rows_per_file: int) -> int:
+    """A size of blocks that leaves no rest: a block fills whole files, or a file takes whole blocks.
+
+    Ray writes what is left of a block, or of the blocks that it gathered for a file, into a file of its own.
+    """
+    if most >= rows_per_file:
+        return max(most - most % rows_per_file, least)
+    without_rest = (size for size in range(most, least - 1, -1) if rows_per_file % size == 0)
+    return next(without_rest, max(most, least))
 
 
 def reader_options(compute: Compute) -> dict[str, Any]:

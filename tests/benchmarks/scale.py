@@ -2,10 +2,10 @@
 
     uv run python tests/benchmarks/scale.py --small 5000 --large 20000
 
-Images are scenes of the toy world, and proposals their ground truth, so that little but the platform is timed.
-Each stage is a `fisa run` of its own. Memory is what a process holds for itself (resident less shared), of the
-driver and of the largest of Ray's workers, when a quarter, a half, three quarters and all of the images are
-written. The last line is JSON.
+Images are scenes of the toy world, and proposals their ground truth, so that little but the platform is
+timed. Each stage is a `fisa run` of its own. Memory is what a process holds for itself (resident less
+shared), of the driver and of the largest of Ray's workers, when a quarter, a half, three quarters and all of
+the images are written. The last line is JSON.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import pytest
 
 from fisa_platform.rows import TableRows, find_rows, read_places
 from fisa_platform.schema import PROPOSALS, REJECTED
-from fisa_platform.tables import Written, failable_table, write_batch, write_parquet
+from fisa_platform.tables import Written, failable_table, rows_per_block, write_batch, write_parquet
 
 
 def proposals_row(image_id: str) -> dict[str, object]:
@@ -87,6 +87,23 @@ def test_places_lead_back_to_rows(tmp_path: Path) -> None:
         "value of 02",
         "value of 03",
     ]
+
+
+@pytest.mark.parametrize(
+    ("most", "least", "rows_per_file", "expected"),
+    [
+        (512, 16, 100, 500),
+        (512, 16, 512, 512),
+        (512, 16, 1000, 500),
+        (50, 16, 512, 32),
+        (50, 16, 1009, 50),
+        (3, 16, 512, 16),
+        (60, 4, 8, 56),
+        (9, 16, 8, 16),
+    ],
+)
+def test_blocks_and_files_leave_no_rest(most: int, least: int, rows_per_file: int, expected: int) -> None:
+    assert rows_per_block(most, least=least, rows_per_file=rows_per_file) == expected
 
 
 def test_rows_cross_process_borders(tmp_path: Path) -> None:

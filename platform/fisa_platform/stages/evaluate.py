@@ -90,6 +90,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
         image_places(config.images_uri),
         columns=["image_id", "file_name", "image", "panoptic", "segments_info"],
         batch_size=config.batch_size,
+        rows_per_file=config.rows_per_file,
         compute=compute,
     )
     evaluated = images.map_batches(

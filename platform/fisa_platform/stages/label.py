@@ -148,7 +148,13 @@ def read_images(config: LabelConfig, compute: Compute) -> tuple[Dataset, int]:
     if find_version(config.images_uri) is not None:
         places = image_places(config.images_uri).sort_by("image_id").slice(0, config.limit)
         columns = ["image_id", "file_name", "image"]
-        return read_rows(places, columns=columns, batch_size=config.batch_size, compute=compute)
+        return read_rows(
+            places,
+            columns=columns,
+            batch_size=config.batch_size,
+            rows_per_file=ROWS_PER_FILE,
+            compute=compute,
+        )
     rows = read_image_folder(config.images_uri).failable().slice(0, config.limit)
     blocks = [rows.slice(k, config.batch_size) for k in range(0, rows.num_rows, config.batch_size)]
     images = ray.data.from_arrow(blocks).map_batches(

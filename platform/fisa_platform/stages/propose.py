@@ -48,7 +48,7 @@ class ProposeConfig:
     """`bf16` is faster on a GPU, and moves the borders of masks a little."""
 
     batch_size: int = 16
-    """Images that a worker takes at once."""
+    """Images that a worker takes at once; decoded, they are in its memory together."""
 
     batch_pixels: int = BATCH_PIXELS
     """Pixels of these that go through the network together, at its own test size; what fits its memory."""
@@ -201,6 +201,7 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
         without(places, earlier.ids),
         columns=["image_id", "file_name", "image", *(TRUTH if config.generator == "oracle" else ())],
         batch_size=config.batch_size,
+        rows_per_file=config.rows_per_file,
         compute=compute,
     )
     decode = partial(decode_images, rows_at_once=config.batch_size, needs_truth=config.generator == "oracle")
