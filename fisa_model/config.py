@@ -1,10 +1,18 @@
 """What a FISA model is made of: small frozen configs, and the presets that name whole models."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LOCAL_DIR = "local-dir:"
 TOY_CLIP = "toy"
+
+
+def check_choices(config: Any) -> None:
+    """Raises ValueError where a field of a dataclass is none of the words that its type lists."""
+    for name, hint in get_type_hints(type(config)).items():
+        value, accepted = getattr(config, name), get_args(hint)
+        if get_origin(hint) is Literal and value not in accepted:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +63,7 @@ class SEVEConfig:
     """Normalise class tokens before SEVE, without parameters: unit rows are too small to be told apart."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.heads < 1:
             raise ValueError(f"heads must be at least 1, got {self.heads}")
         if self.groups < 1:
@@ -82,6 +91,7 @@ class AdapterConfig:
     """Attention bias of a mask: 0 or -inf (equation 5), or a log-probability that classification trains."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not 0 <= self.layers <= 3:
             raise ValueError(f"layers must be 0 to 3, got {self.layers}")
         if self.hidden < 1:
@@ -119,11 +129,11 @@ class FISAConfig:
     """Whether mask tokens may always attend to the class token, also when their mask is empty."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if self.trained == "seve_only" and not self.seve.enabled:
             raise ValueError("trained is 'seve_only' but seve.enabled is false; enable SEVE or train 'simo'")
-
         if self.trained == "lora" and self.query_projection != "shared":
             raise ValueError(
                 f"trained is 'lora', which adapts the projections of image and mask tokens alike, but "
@@ -174,6 +184,7 @@ class PanopticConfig:
     """Whether class scores are multiplied by the generator's own confidence, where it has one."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("object_threshold", "overlap_threshold"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

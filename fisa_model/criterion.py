@@ -30,6 +30,8 @@ class Criterion:
         """
         if no_object_weight < 0:
             raise ValueError(f"no_object_weight must be 0 or more, got {no_object_weight}")
+        if num_points < 1:
+            raise ValueError(f"num_points must be at least 1, got {num_points}")
         self.weights = {"loss_class": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
         self.no_object_weight = no_object_weight
         self.num_points = num_points
@@ -81,6 +83,7 @@ class Criterion:
         labels = torch.full(logits.shape[:2], unmatched, device=logits.device)
         labels[~valid] = _IGNORED
         for row, target, match in zip(labels, targets, matches, strict=True):
+            target.check_labels(num_classes)
             row[match.proposals] = target.labels[match.segments]
         weights = logits.new_ones(logits.shape[-1])
         weights[num_classes:] = self.no_object_weight

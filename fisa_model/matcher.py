@@ -31,6 +31,16 @@ class Target:
                 f"a target needs one mask [H, W] for each label, got masks {list(self.masks.shape)} "
                 f"for {len(self.labels)} labels"
             )
+        if self.labels.dtype.is_floating_point and len(self.labels):
+            raise ValueError(f"labels must be whole numbers, class indices, got {self.labels.dtype}")
+        object.__setattr__(self, "labels", self.labels.long())
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raises ValueError where a label is no class index below `num_classes`."""
+        if any(not 0 <= label < num_classes for label in self.labels.tolist()):
+            raise ValueError(
+                f"labels of a target must be class indices 0 to {num_classes - 1}, got {self.labels.tolist()}"
+            )
 
     def to(self, device: torch.device | str) -> "Target":
         return Target(self.labels.to(device), self.masks.to(device))
@@ -74,6 +84,7 @@ class HungarianMatcher:
         ]
 
     def _match(self, class_logits: Tensor, mask_logits: Tensor, target: Target, rows: Tensor) -> Match:
+        target.check_labels(class_logits.shape[1])
         points = torch.rand(1, self.num_points, 2, device=mask_logits.device)
         cost = self.cost(class_logits, mask_logits, target, points).cpu().numpy()
         if not np.isfinite(cost).all():

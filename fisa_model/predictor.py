@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -19,11 +17,11 @@ from fisa_model.device import default_device, default_dtype
 from fisa_model.ensemble import ensemble
 from fisa_model.fisa import FISA, AdaptedMasks, FISAOutput, build_fisa
 from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_generator
+from fisa_model.pictures import Picture, read_picture
 from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.transforms import (
-    check_image,
     check_proposals,
     pad_proposals,
     to_clip_input,
@@ -32,9 +30,8 @@ from fisa_model.transforms import (
 )
 from fisa_model.visual_encoder import ImageFeatures
 from fisa_model.vocabulary import Vocabulary, get_templates
-from fisa_model.weights import read_fisa
+from fisa_model.weights import SavedFISA, read_fisa
 
-Picture = NDArray[np.uint8] | PIL.Image.Image | Path | str
 TEMPLATES_KEY = "templates"
 """Where a weights file says which prompt templates it was trained with."""
 VOCABULARY_KEY = "vocabulary"
@@ -125,7 +122,7 @@ class FISAPredictor:
             dtype=dtype,
             compile=compile,
             ensemble=ensemble,
-            trained_on=_vocabulary_of(saved.metadata),
+            trained_on=_vocabulary_of(saved),
         )
 
     @classmethod
@@ -214,6 +211,8 @@ class FISAPredictor:
     def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> ImageFeatures:
         """The costly half of `predict`: features that serve any vocabulary."""
         clip = self.model.clip
+        if not images:
+            raise ValueError("there are no images to encode; give at least one")
         batch = [
             to_clip_input(image, image_size=self.model.image_size, mean=clip.mean, std=clip.std)
             for image in images
@@ -231,6 +230,8 @@ class FISAPredictor:
             raise ValueError(
                 f"{len(sizes)} images came with proposals of {len(proposals)}; give one set an image"
             )
+        if not proposals:
+            raise ValueError("there are no proposals to prepare; give one set an image")
         for masks, size in zip(proposals, sizes, strict=True):
             check_proposals(masks, size)
         device = self.model.device
@@ -278,8 +279,13 @@ class FISAPredictor:
         """[B, Q, K], without void."""
         columns = slice(class_tokens.num_classes)
         probs = output.class_logits.float().softmax(dim=-1)[..., columns]
-        if self.ensemble is None or frozen_masks is None or class_tokens.seen is None:
+        if self.ensemble is None:
             return probs
+        if frozen_masks is None or class_tokens.seen is None:
+            raise ValueError(
+                "an ensemble needs class tokens that say what was seen in training; encode the vocabulary "
+                "with this predictor's encode_vocabulary"
+            )
         logits = self.model.classify_frozen(features, frozen_masks, class_tokens)
         return ensemble(probs, logits.softmax(dim=-1)[..., columns], class_tokens.seen, self.ensemble)
 
@@ -300,9 +306,12 @@ def _adapt(proposals: MaskProposals, change: Tensor) -> Tensor:
     return masks + F.interpolate(change[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def _vocabulary_of(metadata: Mapping[str, str]) -> Vocabulary | None:
-    text = metadata.get(VOCABULARY_KEY)
-    return None if text is None else Vocabulary.from_json(json.loads(text))
+def _vocabulary_of(saved: SavedFISA) -> Vocabulary | None:
+    text = saved.metadata.get(VOCABULARY_KEY)
+    try:
+        return None if text is None else Vocabulary.from_json(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{saved.path}: its vocabulary is damaged ({error}); copy it again") from error
 
 
 def baseline_of(config: FISAConfig) -> FISAConfig:
@@ -324,21 +333,3 @@ class DefaultGenerator:
         if self._loaded is None:
             self._loaded = load_mask_generator(self.name, device=self.device)
         return self._loaded(image)
-
-
-def read_picture(image: Picture) -> NDArray[np.uint8]:
-    """A path, a PIL image or an RGB array -> RGB [H, W, 3], upright."""
-    if isinstance(image, np.ndarray):
-        check_image(image)
-        return image
-    if isinstance(image, str | Path):
-        if not Path(image).is_file():
-            raise ValueError(f"{image}: no such image file")
-        try:
-            with PIL.Image.open(image) as opened:
-                return read_picture(opened)
-        except OSError as error:
-            raise ValueError(f"{image}: not a whole image file ({error})") from error
-    array = np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
-    check_image(array)
-    return array

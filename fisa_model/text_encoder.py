@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from string import Formatter
 from typing import Any
 
 import torch
@@ -55,10 +56,15 @@ class ClassTokens:
         )
 
 
+def _fields_of(template: str) -> list[str]:
+    """Names of the replacement fields of a format string; `{}` has an empty one."""
+    return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+
+
 class TextEncoder:
     """The text tower of a CLIP, which keeps what it encodes in memory and in a cache if given one.
 
-    Where it `learns`, nothing is kept while gradients are wanted, and a cache would be of other weights.
+    Where it `learns` nothing is kept: it would be of other weights after the next step.
     """
 
     def __init__(
@@ -78,8 +84,8 @@ class TextEncoder:
         A name's row is the mean over its templates, as in FC-CLIP; a class is scored by its best name, and
         read by SEVE as the mean of its names. `void` adds one more row to the classifier, as class index K.
         """
-        if bad := [template for template in templates if "{}" not in template]:
-            raise ValueError(f"prompt template {bad[0]!r} has no {{}} for the class name")
+        if bad := [template for template in templates if _fields_of(template) != [""]]:
+            raise ValueError(f"prompt template {bad[0]!r} must have one {{}} for the class name")
         owners = [k for k, category in enumerate(vocabulary.categories) for _ in category.prompt_names]
         names = [name for category in vocabulary.categories for name in category.prompt_names]
         if void is not None:
@@ -92,7 +98,7 @@ class TextEncoder:
 
     def _encode_names(self, names: Sequence[str], templates: tuple[str, ...]) -> Tensor:
         """-> [R, D] unit rows, each the mean over the templates."""
-        if self.learns and torch.is_grad_enabled():
+        if self.learns:
             return self._encode(names, templates)
         if len(self._rows) > KEPT_NAMES:
             self._rows.clear()

@@ -1,5 +1,6 @@
 """From pictures and masks to what the model takes: the same square frame for all of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fisa_model.mask_generators import MaskProposals
 from fisa_model.matcher import Target
+from fisa_model.pictures import check_image
 
 PROPOSAL_STRIDE = 4
 """The model reads proposals at a quarter of the image's side, the stride at which Mask2Former makes them."""
@@ -21,13 +23,6 @@ OUTSIDE = -10.0
 
 GRAY = 128 / 255
 """Colour of the frame around a shrunk image, as in detectron2's FixedSizeCrop."""
-
-
-def check_image(image: NDArray[np.uint8]) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"an image must be RGB, uint8 [H, W, 3]; got {image.dtype} {list(image.shape)}")
-    if 0 in image.shape:
-        raise ValueError(f"the image has no pixels: {list(image.shape)}; check the file it came from")
 
 
 def check_proposals(proposals: MaskProposals, size: tuple[int, int]) -> None:
@@ -156,6 +151,7 @@ class Jitter:
     ) -> TrainingSample:
         """Draws one frame; the same state of `rng` draws the same one."""
         check_image(image)
+        check_proposals(proposals, (image.shape[0], image.shape[1]))
         if target.masks.shape[1:] != image.shape[:2]:
             raise ValueError(
                 f"ground-truth masks are {list(target.masks.shape[1:])} pixels, their image is "
@@ -204,10 +200,13 @@ def warp_image(image: NDArray[np.uint8], frame: Frame) -> Tensor:
 
 
 def warp_logits(mask_logits: Tensor, frame: Frame, *, side: int) -> Tensor:
-    """[Q, h, w] -> [Q, side, side], bilinear."""
+    """[Q, h, w] -> [Q, side, side], bilinear, and antialiased where masks shrink."""
     rows, columns = frame.sources(side)
     if len(mask_logits) == 0:
         return mask_logits.new_zeros(0, side, side)
+    size = [math.ceil(pixels * side / frame.size) for pixels in (frame.height, frame.width)]
+    if size[0] < mask_logits.shape[1] or size[1] < mask_logits.shape[2]:
+        mask_logits = F.interpolate(mask_logits[None], size=size, mode="bilinear", antialias=True)[0]
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
     warped = F.grid_sample(mask_logits[None], 2 * grid[None] - 1, padding_mode="border", align_corners=False)
     return warped[0].masked_fill(~_inside(rows, columns), OUTSIDE)

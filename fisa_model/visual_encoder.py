@@ -96,10 +96,10 @@ class MaskTokenEncoder(nn.Module):
         """Shares the weights of the tower; only position embedding and query projections are copied."""
         super().__init__()
         if image_size % tower.patch_size:
-            below = image_size // tower.patch_size * tower.patch_size
+            above = -(-image_size // tower.patch_size) * tower.patch_size
             raise ValueError(
                 f"image_size must be a multiple of the CLIP's patch size {tower.patch_size}, "
-                f"got {image_size}; the nearest are {below} and {below + tower.patch_size}"
+                f"got {image_size}; the next larger is {above}"
             )
         self.image_size = image_size
         self.query_projection = query_projection

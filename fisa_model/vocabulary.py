@@ -1,5 +1,6 @@
 """The words of a run: categories with ids, names and synonyms, and the sentences they are put into."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -133,10 +134,12 @@ class Vocabulary:
                     f"class names must be a list of strings, got the string {group!r}; write [{group!r}]"
                 )
         things, names = len(names), [*names, *stuff]
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"class names must be text, got {odd[0]!r}; write it in quotes")
         words = [tuple(word.strip() for word in name.split(",") if word.strip()) for name in names]
         if empty := [name for name, parts in zip(names, words, strict=True) if not parts]:
             raise ValueError(f"class name {empty[0]!r} is empty; give each class a word")
-        _refuse_duplicates([parts[0].lower() for parts in words], "class name")
+        _refuse_duplicates([_plain(parts[0]) for parts in words], "class name")
         return cls(
             tuple(
                 Category(k, parts[0], is_thing=k <= things, synonyms=parts[1:])
@@ -184,6 +187,11 @@ def _refuse_duplicates(values: Sequence[object], what: str) -> None:
         if value in seen:
             raise ValueError(f"{what} {value!r} occurs more than once; each class needs its own")
         seen.add(value)
+
+
+def _plain(name: str) -> str:
+    """The same text for names that a tokenizer reads as the same."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _shortened(ids: Sequence[int]) -> str:

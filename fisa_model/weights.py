@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +28,15 @@ TOY_CLIP_PATH = Path(__file__).parent / "assets" / "toy_clip"
 BPE_NAME = "bpe.txt.gz"
 HUB = "hf-hub:"
 FORMAT = "fisa-1"
+PROBES = ["a photo of a cat", "The quick brown fox jumps over 13 lazy dogs!", "motorbike, traffic light"]
+"""Texts whose tokens tell one tokenizer from another."""
+
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, EOFError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
+"""What open_clip and torch raise for files that are no weights of an architecture, or for a damaged one."""
+
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 _BYTES_PER_CHUNK = 64 * 1024 * 1024
 
@@ -36,7 +46,7 @@ class CLIPFacts:
     """What a model must remember of its CLIP."""
 
     digest: str
-    """SHA-256 over the names and bytes of all its weights."""
+    """See `digest_of`."""
 
     logit_scale: float
     """Factor on cosines, at most 100."""
@@ -100,19 +110,22 @@ def load_clip(config: CLIPConfig) -> LoadedCLIP:
         logger.warning("CLIP %s has no weights given and starts from random ones", config.model)
     try:
         model = _create(name, config.weights)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
-            f"CLIP {config.model!r} with weights {config.weights!r} could not be loaded: {error}"
+            f"CLIP {config.model!r} with weights {config.weights!r} could not be loaded "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); "
+            "give weights of this architecture, as open_clip or OpenAI publish them"
         ) from error
     model = model.eval().requires_grad_(requires_grad=False)
     visual: Any = model.visual
+    tokenizer = _load_tokenizer(name)
     facts = CLIPFacts(
-        digest=digest_of(model),
+        digest=digest_of(model, tokenizer),
         logit_scale=min(float(model.logit_scale.exp()), 100.0),
         mean=tuple(visual.image_mean),
         std=tuple(visual.image_std),
     )
-    return LoadedCLIP(model, _load_tokenizer(name), facts)
+    return LoadedCLIP(model, tokenizer, facts)
 
 
 def _create(name: str, weights: str | None) -> Any:
@@ -194,14 +207,25 @@ def _load_tokenizer(name: str) -> Tokenizer:
     return tokenizer
 
 
-def digest_of(model: nn.Module) -> str:
-    """SHA-256 over all weights of a model, by sorted name."""
+def digest_of(model: nn.Module, tokenizer: Tokenizer) -> str:
+    """SHA-256 over what a CLIP computes with: its weights by sorted name, its settings, its tokens."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         for part in flat.split(_BYTES_PER_CHUNK):
             digest.update(memoryview(part.numpy()))
+    # The same tensors make another CLIP with other heads, another activation, other colours or other tokens.
+    visual: Any = model.visual
+    kinds = [type(module).__name__ for module in model.modules()]
+    settings = {
+        "mean": list(visual.image_mean),
+        "std": list(visual.image_std),
+        "heads": [module.num_heads for module in model.modules() if hasattr(module, "num_heads")],
+        "activations": [kind for kind in kinds if kind.endswith("GELU")],
+        "tokens": tokenizer(PROBES).tolist(),
+    }
+    digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -211,7 +235,15 @@ def save_fisa(
     """Writes the trained tensors, with the config and the CLIP's digest in the header.
 
     `metadata` is any text to keep with them, such as the names that were seen in training.
+
+    Raises:
+        ValueError: the config is of another image size than the model.
     """
+    if config.image_size != model.image_size:
+        raise ValueError(
+            f"config.image_size is {config.image_size}, the model's is {model.image_size}; give the config "
+            "that it was built from"
+        )
     header = {
         **(metadata or {}),
         "format": FORMAT,
@@ -219,6 +251,7 @@ def save_fisa(
         "clip_digest": model.clip.digest,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=header)
 
 
@@ -241,9 +274,13 @@ def read_fisa(path: Path | str) -> SavedFISA:
         raise ValueError(f"{path}: not written by FISA; give the weights that a training run wrote")
     try:
         config = _config_from_json(json.loads(metadata.pop("fisa_config")))
-    except TypeError as error:
-        raise ValueError(f"{path}: its settings are those of another version of FISA ({error})") from error
-    return SavedFISA(path, config, metadata.pop("clip_digest"), tensors, metadata)
+        clip_digest = metadata.pop("clip_digest")
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its settings are damaged or of another version of FISA "
+            f"({type(error).__name__}: {error}); copy it again, or train with this version"
+        ) from error
+    return SavedFISA(path, config, clip_digest, tensors, metadata)
 
 
 def load_fisa(path: Path | str) -> tuple["FISA", TextEncoder]:

@@ -19,6 +19,8 @@ class MaskProposals:
     """[Q], how likely each mask is an object at all; 1 where the generator does not say."""
 
     def __post_init__(self) -> None:
+        for name in ("mask_logits", "scores"):
+            object.__setattr__(self, name, _as_float32(name, getattr(self, name)))
         if self.mask_logits.ndim != 3:
             raise ValueError(f"mask_logits must be [Q, h, w], got shape {self.mask_logits.shape}")
         if self.scores.shape != self.mask_logits.shape[:1]:
@@ -29,6 +31,17 @@ class MaskProposals:
 
     def __len__(self) -> int:
         return len(self.mask_logits)
+
+
+def _as_float32(name: str, values: object) -> NDArray[np.float32]:
+    """The same array where it is what torch takes as it is."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
+        found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(
+            f"{name} must be a numpy array of floats, got {found}; of bool masks make logits with "
+            "np.where(masks, 10.0, -10.0)"
+        )
+    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 class MaskGenerator(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
@@ -145,12 +146,22 @@ def load_network(weights: str) -> Any:
         ValueError: there is none, or it cannot be reached.
     """
     try:
-        return Mask2FormerForUniversalSegmentation.from_pretrained(weights, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
+            weights, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"Mask2Former {weights!r} could not be loaded: {error}; give a folder with config.json and "
             "model.safetensors, or a hub name that can be reached"
         ) from error
+    network, found = loaded
+    # What a file lacks, transformers starts at random.
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"Mask2Former {weights!r} lacks {len(missing)} of the network's tensors, {missing[0]!r} among "
+            "them; give the weights of a Mask2Former for segmentation"
+        )
+    return network
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from fisa_model.pictures import decode_image
 from fisa_model.vocabulary import Vocabulary
-from fisa_platform.images import decode_image
 from fisa_platform.manifest import Version, open_version
 from fisa_platform.mask_codec import decode_proposals
 from fisa_platform.panoptic_png import decode_panoptic

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from fisa_model.mask_generators import MaskProposals, load_mask_generator
 from fisa_model.open_patches import open_patches
+from fisa_model.pictures import decode_image
 from fisa_model.transforms import to_model_proposals
-from fisa_platform.images import decode_image
 from fisa_platform.mask_codec import ENCODINGS, decode_proposals, encode_proposals
 from fisa_platform.schema import COMPRESSION, PROPOSALS
 from fisa_platform.tables import ROWS_PER_GROUP

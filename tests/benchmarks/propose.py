@@ -26,8 +26,8 @@ from measuring import machine
 from PIL import Image
 
 from fisa_model.mask_generators import load_mask_generator
+from fisa_model.pictures import decode_image
 from fisa_platform import manifest
-from fisa_platform.images import decode_image
 from fisa_platform.mask_codec import encode_proposals
 from fisa_platform.runner import run_jobs
 from fisa_platform.schema import IMAGES

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,10 @@ from fisa_model.config import (
 )
 
 
+def fisa(**settings: Any) -> FISAConfig:
+    return FISAConfig(clip=CLIPConfig(model="toy"), **settings)
+
+
 def test_presets_are_built_from_the_defaults() -> None:
     assert fisa_toy().clip.is_local
     assert fisa_vit_l14_336().image_size == 896
@@ -27,6 +33,25 @@ def test_masks_learn_only_with_an_adapter_that_learns() -> None:
     clip = CLIPConfig(model="toy")
     assert not FISAConfig(clip=clip, adapter=AdapterConfig(layers=0)).trains_masks
     assert not FISAConfig(clip=clip, trained="none").trains_masks
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        (SEVEConfig, {"init": "zeros"}, "init must be one of 'zero', 'random', got 'zeros'"),
+        (SEVEConfig, {"residual": "querry"}, "residual must be one of 'query', 'replace', 'stream'"),
+        (AdapterConfig, {"bias": "Soft"}, "bias must be one of 'hard', 'soft', got 'Soft'"),
+        (fisa, {"trained": "lorra"}, "trained must be one of 'simo', .*got 'lorra'"),
+        (fisa, {"query_projection": "share"}, "query_projection must be one of 'mask_only', 'shared'"),
+        (PanopticConfig, {"preset": "foo"}, "preset must be one of 'maskclip', .*got 'foo'"),
+        (PanopticConfig, {"objectness": "gen"}, "objectness must be one of 'generator', 'none'"),
+    ],
+)
+def test_a_misspelt_choice_is_named(
+    kind: Callable[..., object], setting: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**setting)
 
 
 def test_mistakes_are_named() -> None:

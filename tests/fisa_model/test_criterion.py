@@ -180,6 +180,18 @@ def test_void_without_its_row_is_refused() -> None:
         losses_of(output, [Target(torch.tensor([1]), RIGHT[None])], no_object_weight=0.1)
 
 
+def test_labels_are_class_indices() -> None:
+    output = output_for(torch.randn(3, 4, 4), torch.randn(3, 2))
+    assert Target(torch.tensor([1], dtype=torch.int32), RIGHT[None]).labels.dtype == torch.int64
+    with pytest.raises(ValueError, match=r"labels must be whole numbers, class indices, got torch.float32"):
+        Target(torch.tensor([1.0]), RIGHT[None])
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match=r"class indices 0 to 1, got \["):
+            losses_of(output, [Target(torch.tensor([label]), RIGHT[None])])
+    with pytest.raises(ValueError, match="num_points must be at least 1, got 0"):
+        Criterion(num_points=0)
+
+
 def test_a_mask_for_every_label() -> None:
     with pytest.raises(ValueError, match=r"one mask \[H, W\] for each label"):
         Target(torch.tensor([0, 1]), RIGHT[None])

@@ -1,12 +1,15 @@
 """The frozen generators: shapes, frames and scores."""
 
 import importlib.util
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import Mask2FormerForUniversalSegmentation
 
 from fisa_model.mask_generators import MaskProposals, load_mask_generator
@@ -105,6 +108,38 @@ def test_a_learning_mask2former_proposes_what_the_frozen_one_does(
     learning.save(tmp_path)
     saved = load_network(str(tmp_path)).state_dict()
     assert all(torch.equal(saved[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_mask2former_that_lacks_tensors_is_refused(mask2former_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(mask2former_folder, folder)
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    tensors = load_file(path)
+    name = next(name for name in tensors if "mask_embedder" in name)
+    save_file({k: v for k, v in tensors.items() if k != name}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks 1 of the network's tensors, '{re.escape(name)}' among"):
+        load_network(str(folder))
+    save_file({**tensors, name: tensors[name][:1].clone()}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_network(str(folder))
+    for damaged in (whole[:-100], whole[:20], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"Mask2Former '.*damaged' could not be loaded"):
+            load_network(str(folder))
+
+
+def test_proposals_are_floats_as_torch_takes_them() -> None:
+    for dtype in (np.float16, np.float64, ">f4"):
+        masks = np.full((2, 3, 4), -3, dtype)[:, :, ::-1]
+        proposals = MaskProposals(masks, np.ones(2, dtype))
+        assert proposals.mask_logits.dtype == proposals.scores.dtype == np.float32
+        assert torch.from_numpy(proposals.mask_logits).sum() == -72
+    right = np.zeros((2, 3, 4), np.float32)
+    assert MaskProposals(right, np.ones(2, np.float32)).mask_logits is right
+    for odd in (right > 0, right.astype(np.uint8), right.tolist(), torch.zeros(2, 3, 4)):
+        with pytest.raises(ValueError, match=r"mask_logits must be a numpy array of floats, got .*np.where"):
+            MaskProposals(odd, np.ones(2, np.float32))  # type: ignore[arg-type]
 
 
 class Stub(torch.nn.Module):

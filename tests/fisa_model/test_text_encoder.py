@@ -1,5 +1,6 @@
 """Names and templates as rows of a classifier."""
 
+import copy
 from typing import Any
 
 import open_clip
@@ -83,6 +84,22 @@ def test_long_vocabularies_go_in_batches(text_encoder: TextEncoder) -> None:
     assert torch.equal(tokens.classifier[299], alone.classifier[0])
 
 
+def test_what_learns_is_encoded_anew(clip: Any, text_encoder: TextEncoder) -> None:
+    learning = TextEncoder(copy.deepcopy(clip), text_encoder.tokenizer, learns=True)
+    words = Vocabulary.from_names(["cat", "dog"])
+    with torch.no_grad():
+        before = learning.encode(words, ("{}",)).classifier
+        learning.clip.text_projection.mul_(torch.linspace(-1, 1, learning.clip.text_projection.shape[1]))
+        after = learning.encode(words, ("{}",)).classifier
+    assert not torch.allclose(before, after, atol=1e-2)
+
+
+@pytest.mark.parametrize("template", ["a {} and a {}", "{} {a}", "{0}", "a"])
+def test_a_template_has_one_place(text_encoder: TextEncoder, template: str) -> None:
+    with pytest.raises(ValueError, match=r"must have one \{\} for the class name"):
+        text_encoder.encode(Vocabulary.from_names(["cat"]), (template,))
+
+
 def test_a_template_without_a_place_is_refused(text_encoder: TextEncoder) -> None:
-    with pytest.raises(ValueError, match=r"has no \{\} for the class name"):
+    with pytest.raises(ValueError, match=r"must have one \{\} for the class name"):
         text_encoder.encode(Vocabulary.from_names(["cat"]), ("a photo",))

@@ -96,6 +96,18 @@ def test_without_scale_or_flip_it_is_the_test_time_squash() -> None:
     assert torch.equal(sample.image, to_clip_input(paint(mask), image_size=32, mean=MEAN, std=STD))
 
 
+def test_masks_that_shrink_are_antialiased_as_at_test_time() -> None:
+    mask = np.zeros((200, 312), bool)
+    mask[20:180, 100:104] = True
+    mask[60:62] = True
+    proposals = proposals_of(mask)
+    jitter = Jitter(image_size=64, mean=MEAN, std=STD, scale=None, flip=0.0)
+    target = Target(torch.tensor([0]), torch.from_numpy(mask)[None])
+    sample = jitter(paint(mask), proposals, target, np.random.default_rng(0))
+    expected = to_model_proposals(proposals, image_size=64)
+    torch.testing.assert_close(sample.proposals, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_small_image_lies_on_gray_with_empty_masks_around() -> None:
     image = np.full((10, 20, 3), 255, np.uint8)
     frame = Frame(size=16, height=4, width=8)

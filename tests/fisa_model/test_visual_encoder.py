@@ -128,7 +128,7 @@ def test_gelu_of_the_clip_is_used(images: Tensor, clip_model_cfg: dict[str, Any]
 
 def test_refuses_towers_it_would_get_wrong(clip: Any) -> None:
     with pytest.raises(
-        ValueError, match="multiple of the CLIP's patch size 4, got 18; the nearest are 16 and 20"
+        ValueError, match="multiple of the CLIP's patch size 4, got 18; the next larger is 20"
     ):
         MaskTokenEncoder(ImageTower.read(clip.visual), image_size=18)
 

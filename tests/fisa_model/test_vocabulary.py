@@ -98,6 +98,9 @@ def test_templates_are_known_by_name() -> None:
     [
         ([], "the vocabulary has no classes"),
         (["cat", "CAT"], "class name 'cat' occurs more than once"),
+        (["cafe\u0301", "Caf\u00e9"], "class name 'caf\u00e9' occurs more than once"),
+        (["traffic light", "traffic  light"], "class name 'traffic light' occurs more than once"),
+        (["cat", 1], "class names must be text, got 1"),
         (["cat", " , "], "class name ' , ' is empty"),
         ("cat", "class names must be a list"),
     ],

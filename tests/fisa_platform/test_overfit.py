@@ -13,6 +13,7 @@ from fisa_model.image_tower import ImageTower
 from fisa_model.mask_attention import DistributionAdapter
 from fisa_model.matcher import HungarianMatcher, Target
 from fisa_model.objective import FISAObjective, TrainingBatch
+from fisa_model.pictures import decode_image
 from fisa_model.seve import SEVE
 from fisa_model.simo import freeze, parameter_groups
 from fisa_model.text_encoder import ClassTokens
@@ -22,7 +23,6 @@ from fisa_model.vocabulary import Vocabulary
 from fisa_model.weights import CLIPFacts
 from fisa_platform import storage
 from fisa_platform.evaluation.mask_accuracy import MaskAccuracy, true_masks
-from fisa_platform.images import decode_image
 from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.sources.coco import read_coco_panoptic
 from fisa_platform.training.optim import ScheduleConfig, build_optimizer, build_schedule

@@ -16,9 +16,9 @@ from starlette.datastructures import FormData
 from starlette.types import Message, Receive
 
 from fisa_model.config import PanopticConfig
+from fisa_model.pictures import decode_image
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
-from fisa_platform.images import decode_image
 from fisa_platform.serving.limits import MAX_NAME_LENGTH, Limits
 from fisa_platform.serving.schemas import SegmentBody, SegmentFields, mistake
 from fisa_platform.serving.segmenter import Question

@@ -131,7 +131,7 @@ class Evaluator:
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary) if self.predictor else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from fisa_platform.images import decode_image
+        from fisa_model.pictures import decode_image
         from fisa_platform.schema import EVALUATED
         from fisa_platform.tables import failable_table
 

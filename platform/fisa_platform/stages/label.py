@@ -176,7 +176,7 @@ class Labeller:
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from fisa_platform.images import decode_image
+        from fisa_model.pictures import decode_image
         from fisa_platform.schema import LABELLED
         from fisa_platform.tables import failable_table
 

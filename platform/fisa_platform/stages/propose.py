@@ -89,7 +89,7 @@ def decode_images(batch: pa.Table, *, rows_at_once: int, needs_truth: bool) -> I
 
 
 def _decode(row: dict[str, Any], *, needs_truth: bool) -> dict[str, Any]:
-    from fisa_platform.images import decode_image
+    from fisa_model.pictures import decode_image
 
     if needs_truth and (row["panoptic"] is None or row["segments_info"] is None):
         return {**row, "reason": "generator 'oracle' needs ground truth, which this image lacks"}

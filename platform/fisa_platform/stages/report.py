@@ -134,7 +134,7 @@ def _summary(versions: Mapping[str, Version]) -> str:
 
 
 def _panels(versions: Mapping[str, Version], vocabulary: Vocabulary, count: int) -> list[Panel]:
-    from fisa_platform.images import decode_image
+    from fisa_model.pictures import decode_image
     from fisa_platform.panoptic_png import decode_panoptic
     from fisa_platform.rendering import draw_segments, encode_picture
     from fisa_platform.report import Panel, Picture

@@ -216,7 +216,7 @@ def load_images(batch: pa.Table) -> pa.Table:
 def _load_image(row: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from fisa_platform.images import inspect_image
+    from fisa_model.pictures import inspect_image
     from fisa_platform.panoptic_png import decode_panoptic, panoptic_problem
     from fisa_platform.sources import toyworld
     from fisa_platform.sources.index import read_file

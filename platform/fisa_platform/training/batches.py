@@ -89,7 +89,7 @@ class TrainingExamples:
         return len(self.usable)
 
     def __getitem__(self, sample: Sample) -> TrainingSample:
-        from fisa_platform.images import decode_image
+        from fisa_model.pictures import decode_image
 
         row = self.images[self.usable[sample.row]]
         proposals = NO_PROPOSALS if self.proposals is None else self.proposals[row["image_id"]]

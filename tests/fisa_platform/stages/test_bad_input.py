@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from fisa_model.config import CLIPConfig, FISAConfig
+from fisa_model.pictures import decode_image
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import manifest, storage
 from fisa_platform.classifier import ClassifierConfig
-from fisa_platform.images import decode_image
 from fisa_platform.manifest import Version
 from fisa_platform.mask_codec import decode_proposals
 from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic

@@ -13,10 +13,10 @@ from zipped_coco import zipped_coco
 
 from fisa_model.config import fisa_toy
 from fisa_model.mask_generators import MaskProposals
+from fisa_model.pictures import decode_image
 from fisa_model.predictor import FISAPredictor
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import manifest, storage
-from fisa_platform.images import decode_image
 from fisa_platform.manifest import Version
 from fisa_platform.mask_codec import encode_proposals
 from fisa_platform.panoptic_png import decode_panoptic

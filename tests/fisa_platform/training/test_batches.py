@@ -49,6 +49,7 @@ def images_row(name: str, ids: NDArray[np.int32]) -> dict[str, object]:
         "file_name": f"{name}.png",
         "height": ids.shape[0],
         "width": ids.shape[1],
+        "orientation": 1,
         "image": picture.getvalue(),
         "panoptic": encode_panoptic(ids),
         "segments_info": segments,

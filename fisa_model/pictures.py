@@ -1,9 +1,10 @@
-"""Encoded images: their size as seen, and their pixels."""
+"""Images as people have them, and encoded ones: their size as seen, and their pixels."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded; a decoded one takes 3 bytes a pixel."""
+
+Picture = NDArray[np.uint8] | Image.Image | Path | str
+"""An RGB array [H, W, 3], an image of PIL, or the path of an image file."""
+
+_DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+"""What PIL's readers raise for a file that is not whole."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT, _TURNED = (1, 2, 3, 4), (5, 6, 7, 8)
@@ -35,7 +42,7 @@ def inspect_image(data: bytes) -> ImageFacts:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"image cannot be decoded: {error}") from error
     if orientation in _TURNED:
         return ImageFacts(image.width, image.height, orientation)
@@ -46,17 +53,57 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     """RGB pixels [H, W, 3] after the EXIF orientation; grey, 16 bits, palette, CMYK, alpha are converted.
 
     Raises:
-        ValueError: not an image, cut short, or too large.
+        ValueError: not an image, cut short, too large, or of floating-point pixels.
     """
-    image = _open(data)
+    return _to_rgb(_open(data))
+
+
+def read_picture(picture: Picture) -> NDArray[np.uint8]:
+    """RGB pixels [H, W, 3] of what people call a picture; a file or an image as `decode_image`.
+
+    Raises:
+        ValueError: it is none of these, or none that can be read.
+    """
+    if isinstance(picture, np.ndarray):
+        check_image(picture)
+        return picture
+    if isinstance(picture, Image.Image):
+        return _to_rgb(picture)
+    if not isinstance(picture, str | Path):
+        raise ValueError(
+            f"a picture is a path, a PIL image or an RGB array [H, W, 3], got {type(picture).__name__}"
+        )
+    try:
+        data = Path(picture).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{picture}: no image file that can be read ({error.strerror})") from error
+    try:
+        return decode_image(data)
+    except ValueError as error:
+        raise ValueError(f"{picture}: {error}") from error
+
+
+def check_image(image: NDArray[np.uint8]) -> None:
+    """Raises ValueError for an array that is not RGB, uint8 [H, W, 3], or has no pixels."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image must be RGB, uint8 [H, W, 3]; got {image.dtype} {list(image.shape)}")
+    if 0 in image.shape:
+        raise ValueError(f"the image has no pixels: {list(image.shape)}; check the file it came from")
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ValueError("image has floating-point pixels of unknown range; save it with 8 or 16 bits")
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
             # 16 bits a pixel; `convert` would take all but the darkest for white.
             upright = Image.fromarray((np.asarray(upright).clip(0, 65_535) / 257).round().astype(np.uint8))
-        return np.asarray(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+        array = np.asarray(upright.convert("RGB"))
+    except _DAMAGED as error:
         raise ValueError(f"image cannot be decoded: {error}") from error
+    check_image(array)
+    return array
 
 
 def _open(data: bytes) -> Image.Image:
@@ -64,7 +111,7 @@ def _open(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
         raise ValueError(f"not an image that can be read ({len(data)} bytes)") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"image cannot be opened: {error}") from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(

@@ -1,12 +1,13 @@
 """Encoded images: sizes and pixels as a person sees them, and clear refusals."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fisa_platform.images import ImageFacts, decode_image, inspect_image
+from fisa_model.pictures import ImageFacts, decode_image, inspect_image, read_picture
 
 ORIENTATION = 0x0112
 
@@ -45,6 +46,38 @@ def test_16_bits_of_grey_keep_their_shades() -> None:
     shades = np.linspace(0, 65_535, 256).reshape(16, 16).astype(np.uint16)
     pixels = decode_image(encoded(Image.fromarray(shades)))
     assert np.array_equal(pixels, np.arange(256).reshape(16, 16, 1).repeat(3, axis=2))
+
+
+def test_people_have_pictures_in_many_forms(tmp_path: Path) -> None:
+    shades = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    deep = Image.fromarray(shades.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(shades).save(tmp_path / "turned.png", exif=exif)
+    expected = shades[..., None].repeat(3, axis=2)
+    for picture in (expected, deep, tmp_path / "deep.png", str(tmp_path / "deep.png")):
+        assert np.array_equal(read_picture(picture), expected)
+    assert np.array_equal(read_picture(tmp_path / "turned.png"), np.rot90(expected, -1))
+
+
+def test_what_is_no_picture_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    for odd in (b"bytes", io.BytesIO(), [[1]], None, 3):
+        with pytest.raises(ValueError, match="a picture is a path, a PIL image or an RGB array"):
+            read_picture(odd)  # type: ignore[arg-type]
+    files = {
+        "text.jpg": (b"404 Not Found", "not an image that can be read"),
+        "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point pixels of unknown range"),
+        "huge.png": (encoded(Image.new("1", (20_000, 20_000))), "(could be|more than)"),
+        "cut.png": (encoded(Image.effect_noise((64, 64), 50))[:900], "image cannot be decoded"),
+    }
+    for name, (data, reason) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}: .*{reason}"):
+            read_picture(tmp_path / name)
+    for path in (tmp_path, tmp_path / ("x" * 300), "nowhere.jpg"):
+        with pytest.raises(ValueError, match="no image file that can be read"):
+            read_picture(path)
 
 
 def test_a_png_named_jpg_is_a_png() -> None:
