@@ -186,7 +186,9 @@ class FISAPredictor:
         ]
 
     @torch.no_grad()
-    def encode_vocabulary(self, vocabulary: Vocabulary) -> ClassTokens:
+    def encode_vocabulary(self, classes: Sequence[str] | Vocabulary) -> ClassTokens:
+        """Words as the model reads them, for any number of pictures."""
+        vocabulary = classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
         named = vocabulary.in_preset(self.preset)
         tokens = self.text_encoder.encode(named, self.templates).to(self.model.device)
         if self.ensemble is None:

@@ -173,13 +173,15 @@ def gc(
             if garbage.unfinished and not unfinished:
                 why = "a run that did not end; kept without --unfinished"
             else:
-                why = "a run that did not end" if garbage.unfinished else "a run that was replaced"
+                why = "a run that did not end" if garbage.unfinished else "beside the manifest"
                 if remove:
                     garbage.remove()
             rows.append((garbage.version_uri, str(len(garbage.files)), f"{garbage.bytes / 1e6:.1f}", why))
     _say("\n".join(text_table(rows)) if len(rows) > 1 else "nothing is left over")
-    if len(rows) > 1 and not remove:
-        _say("nothing was deleted; --remove does it")
+    if len(rows) > 1:
+        _say(
+            "deleted, but for what is said to be kept" if remove else "nothing was deleted; --remove does it"
+        )
 
 
 @app.command("convert-mask2former")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image
 
 from fisa_model.pictures import decode_image
 from fisa_model.vocabulary import Vocabulary
-from fisa_platform.manifest import Version, open_version
+from fisa_platform import storage
+from fisa_platform.manifest import Version, find_version
 from fisa_platform.mask_codec import decode_proposals
 from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.rendering import contact_sheet, draw_masks, draw_segments
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS, REJECTED
+from fisa_platform.sources.index import read_file
 
 TABLES = {"images": IMAGES, "proposals": PROPOSALS, "predictions": PREDICTIONS, "rejected": REJECTED}
 COLUMNS, WIDTH = 4, 400
@@ -86,20 +88,28 @@ def _pictures(version: Version, count: int) -> Iterator[tuple[str, Image.Image]]
     else:
         return
     rows = TableRows(files, TABLES[table].names)
-    images = rows if table == "images" else _images_of(version)
-    positions = images.positions()
+    image_of = _read_image if table == "images" else _images_of(version)
     for number in range(min(count, len(rows))):
         row = rows[number]
-        image_row = images[positions[row["image_id"]]]
-        yield row["image_id"], _draw(decode_image(image_row["image"]), row, version, table)
+        yield row["image_id"], _draw(decode_image(image_of(row)), row, version, table)
 
 
-def _images_of(version: Version) -> TableRows:
+def _read_image(row: dict[str, Any]) -> bytes:
+    image: bytes = row["image"]
+    return image
+
+
+def _images_of(version: Version) -> Callable[[dict[str, Any]], bytes]:
+    """From a row of a version to its encoded image, in the table or folder that it was made from."""
     source = version.manifest.inputs.get("images_uri")
     if source is None:
         raise ValueError(f"{version.uri}: does not say which images it was made from")
-    files = open_version(source.uri).files(prefix="images/", suffix=".parquet")
-    return TableRows(files, ["image_id", "image"])
+    images = find_version(source.uri)
+    if images is None:
+        return lambda row: read_file(storage.join(source.uri, row["file_name"]))
+    table = TableRows(images.files(prefix="images/", suffix=".parquet"), ["image_id", "image"])
+    positions = table.positions()
+    return lambda row: _read_image(table[positions[row["image_id"]]])
 
 
 def _draw(image: Any, row: dict[str, Any], version: Version, table: str) -> Image.Image:

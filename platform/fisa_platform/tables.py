@@ -145,6 +145,26 @@ def image_places(uri: str) -> pa.Table:
     return find_rows(files)
 
 
+class Loaded:
+    """An actor: what `load` makes, once, works on every batch.
+
+    What goes wrong while it loads is raised with the first batch. From a constructor it would arrive as the
+    death of an actor, with a traceback for each attempt.
+    """
+
+    def __init__(self, load: Callable[[], Callable[[pa.Table], pa.Table]]) -> None:
+        self.problem: Exception | None = None
+        try:
+            self.work = load()
+        except (ValueError, OSError) as error:
+            self.problem = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self.problem is not None:
+            raise self.problem
+        return self.work(batch)
+
+
 def read_rows(
     places: pa.Table, *, columns: Sequence[str], batch_size: int, rows_per_file: int, compute: Compute
 ) -> tuple[Dataset, int]:

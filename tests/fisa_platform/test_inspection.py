@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from fisa_model.mask_generators import MaskProposals
-from fisa_platform import manifest
+from fisa_platform import manifest, storage
 from fisa_platform.cli import main
 from fisa_platform.manifest import Input, Version
 from fisa_platform.mask_codec import encode_proposals
-from fisa_platform.schema import IMAGES, PROPOSALS
+from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS
 from fisa_platform.sources import toyworld
 from fisa_platform.stages.shard import load_images
 from fisa_platform.tables import failable_table, write_batch
@@ -88,3 +88,27 @@ def test_what_has_no_images_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureF
         main(["inspect", version.uri, "--show", "1"])
     assert ended.value.code == 1
     assert "has no images, proposals or predictions to show" in capsys.readouterr().err
+
+
+def test_labels_of_a_folder_are_drawn_on_its_pictures(images: Version, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    pending = manifest.new_version(str(tmp_path / "labels"), "some")
+    rows = images.dataset("images/").to_table().to_pylist()[:2]
+    for row in rows:
+        storage.write_bytes(f"{folder}/{row['file_name']}", row["image"])
+        row["segments_info"] = [{**s, "isthing": True, "score": 1.0} for s in row["segments_info"]]
+    write_batch(
+        failable_table(PREDICTIONS, rows), output_uri=pending.uri, name="predictions", schema=PREDICTIONS
+    )
+    version = manifest.commit(
+        pending,
+        stage="label",
+        config={},
+        inputs={"images_uri": Input(uri=str(folder), digest="0")},
+        seconds=1,
+        rows=2,
+        vocabulary=toyworld.vocabulary("all").to_json(),
+    )
+    inspect(version.uri, "--show", "2", "--output", str(tmp_path / "sheet.png"))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert np.asarray(sheet.convert("L")).std() > 20

@@ -76,7 +76,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     from fisa_platform import storage
     from fisa_platform.classifier import check_weights
     from fisa_platform.manifest import open_version
-    from fisa_platform.tables import WRITER, Written, collect, image_places, read_rows
+    from fisa_platform.tables import WRITER, Loaded, Written, collect, image_places, read_rows
 
     if config.classifier is not None:
         check_weights(config.classifier)
@@ -94,8 +94,8 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
         compute=compute,
     )
     evaluated = images.map_batches(
-        Evaluator,
-        fn_constructor_args=(config, vocabulary),
+        Loaded,
+        fn_constructor_args=(partial(Evaluator, config, vocabulary),),
         batch_size=config.batch_size,
         batch_format="pyarrow",
         compute=compute.actor_pool(blocks=blocks),

@@ -92,15 +92,15 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     """Predict on a pool of actors, write the table and the overlays in tasks, then export COCO's form."""
     from fisa_platform import storage
     from fisa_platform.classifier import check_weights
-    from fisa_platform.tables import WRITER, Written, collect
+    from fisa_platform.tables import WRITER, Loaded, Written, collect
 
     check_weights(config.classifier)
     vocabulary = read_vocabulary(config)
     output_uri = context.output.uri
     images, blocks = read_images(config, compute)
     labelled = images.map_batches(
-        Labeller,
-        fn_constructor_args=(config, vocabulary),
+        Loaded,
+        fn_constructor_args=(partial(Labeller, config, vocabulary),),
         batch_size=config.batch_size,
         batch_format="pyarrow",
         compute=compute.actor_pool(blocks=blocks),

@@ -185,6 +185,7 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
     from fisa_platform.schema import PROPOSALS
     from fisa_platform.tables import (
         WRITER,
+        Loaded,
         Written,
         collect,
         image_places,
@@ -209,8 +210,8 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
     proposals = images.map_batches(
         decode, batch_size=None, batch_format="pyarrow", **reader_options(compute)
     ).map_batches(
-        Proposer,
-        fn_constructor_args=(config, device),
+        Loaded,
+        fn_constructor_args=(partial(Proposer, config, device),),
         batch_size=config.batch_size,
         batch_format="pyarrow",
         # On a GPU one batch is resized and encoded while the other is in the network.

@@ -205,7 +205,7 @@ def test_a_killed_actor_is_replaced(expected: list[dict[str, Any]], images: str,
     actors = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if "Proposer" in " ".join(child.cmdline())
+        if "Loaded" in " ".join(child.cmdline())
     ]
     assert actors
     actors[0].kill()
