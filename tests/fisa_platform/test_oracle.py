@@ -44,8 +44,10 @@ def sample(shared_data):
     """The vocabulary of two real photos, and the ids and segments of each."""
     root = f"{shared_data}/coco_panoptic"
     index = read_coco_panoptic(f"{root}/images", f"{root}/panoptic", f"{root}/panoptic.json")
-    maps = [decode_panoptic(storage.read_bytes(row["panoptic_uri"])) for row in index.rows]
-    return index.vocabulary, [(ids, row["segments_info"]) for ids, row in zip(maps, index.rows, strict=True)]
+    maps = [decode_panoptic(storage.read_bytes(row["panoptic_uri"])) for row in index.rows.to_pylist()]
+    return index.vocabulary, [
+        (ids, row["segments_info"]) for ids, row in zip(maps, index.rows.to_pylist(), strict=True)
+    ]
 
 
 def test_ground_truth_masks_get_their_own_classes(sample):

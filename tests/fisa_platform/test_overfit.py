@@ -110,11 +110,11 @@ def test_thirteen_photos_are_learnt_by_heart(shared_data):
     """Photos with COCO-Stuff labels: 92 pairs of a photo and a class."""
     root = f"{shared_data}/coco_stuff"
     index = read_coco_panoptic(f"{root}/images", f"{root}/panoptic", f"{root}/panoptic.json")
-    pictures = [decode_image(storage.read_bytes(row["image_uri"])) for row in index.rows]
-    maps = [decode_panoptic(storage.read_bytes(row["panoptic_uri"])) for row in index.rows]
+    pictures = [decode_image(storage.read_bytes(row["image_uri"])) for row in index.rows.to_pylist()]
+    maps = [decode_panoptic(storage.read_bytes(row["panoptic_uri"])) for row in index.rows.to_pylist()]
     truths = [
         true_masks(ids, row["segments_info"], index.vocabulary)
-        for ids, row in zip(maps, index.rows, strict=True)
+        for ids, row in zip(maps, index.rows.to_pylist(), strict=True)
     ]
     assert sum(len(truth.classes) for truth in truths) == 92
     assert accuracy_after(60, pictures, truths, index.vocabulary) > 95

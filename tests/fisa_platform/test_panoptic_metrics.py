@@ -200,7 +200,7 @@ def test_ground_truth_as_prediction_scores_exactly_100(shared_data, name):
     root = f"{shared_data}/{name}"
     index = read_coco_panoptic(f"{root}/images", f"{root}/panoptic", f"{root}/panoptic.json")
     metrics = Metrics(index.vocabulary)
-    for row in index.rows:
+    for row in index.rows.to_pylist():
         ids = decode_panoptic(storage.read_bytes(row["panoptic_uri"]))
         metrics.panoptic.update(ids, row["segments_info"], ids, row["segments_info"])
         labels = class_labels(ids, row["segments_info"], index.vocabulary)
