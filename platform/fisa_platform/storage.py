@@ -40,6 +40,15 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *(name.strip("/") for name in names)])
 
 
+def check_apart(output_uri: str, images_uri: str) -> None:
+    """Raises ValueError where what is written would be read as pictures the next time."""
+    if f"{make_absolute(output_uri)}/".startswith(f"{make_absolute(images_uri)}/"):
+        raise ValueError(
+            f"output_uri {output_uri} lies in the folder that images are read from, {images_uri}; "
+            "choose a folder beside it"
+        )
+
+
 def is_local(uri: str) -> bool:
     """True when the location is on a mounted disk."""
     return "://" not in uri or uri.startswith("file://")

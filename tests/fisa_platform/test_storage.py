@@ -148,3 +148,11 @@ def test_a_bucket_that_cannot_be_used_says_why(
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(storage.StorageError, match=f"s3://{bucket}/x: {reason}"):
         storage.exists(f"s3://{bucket}/x")
+
+
+def test_output_lies_beside_the_pictures() -> None:
+    for beside, images_uri in (("/a/bc", "/a/b"), ("s3://x/yz", "s3://x/y"), ("/a", "/a/b")):
+        storage.check_apart(beside, images_uri)
+    for inside, images_uri in (("/a/b/c", "/a/b"), ("/a/b", "/a/b/"), ("s3://x/y/z", "s3://x/y")):
+        with pytest.raises(ValueError, match="lies in the folder that images are read from"):
+            storage.check_apart(inside, images_uri)

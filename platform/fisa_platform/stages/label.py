@@ -13,6 +13,7 @@ from fisa_model.vocabulary import Vocabulary
 from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
+from fisa_platform.storage import check_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,7 @@ class LabelConfig:
             )
         if self.things or self.stuff:
             Vocabulary.from_names(self.things or [], stuff=self.stuff or [])  # refuses names that occur twice
+        check_apart(self.output_uri, self.images_uri)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.limit is not None and self.limit < 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
+from fisa_platform.storage import check_apart
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,6 +107,8 @@ class ShardConfig:
             raise ValueError(
                 f"exactly one of coco, folder and toyworld must be given, got {' and '.join(given) or 'none'}"
             )
+        if self.folder is not None:
+            check_apart(self.output_uri, self.folder.images_uri)
         if self.rows_per_file < 1:
             raise ValueError(f"rows_per_file must be at least 1, got {self.rows_per_file}")
         if not 0 <= self.max_rejected_fraction <= 1:
