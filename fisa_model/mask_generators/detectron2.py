@@ -4,62 +4,34 @@ For networks that transformers does not have: another backbone, another decoder,
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fisa_model.mask_generators import BATCH_PIXELS, MaskProposals, Precision
 from fisa_model.mask_generators.detectron2_pickle import read_checkpoint
-from fisa_model.mask_generators.frame import LONGEST, SHORTEST, pad, propose
+from fisa_model.mask_generators.frame import pad
+from fisa_model.mask_generators.network import NetworkGenerator
 
 WEIGHTS_NAMES = ("model_final.pkl", "model_final.pth")
 
 
-class Detectron2Generator:
+class Detectron2Generator(NetworkGenerator):
     """A network of detectron2 that predicts a set of masks.
 
-    Args:
-        network: has `pixel_mean` and `pixel_std` for RGB, a `backbone`, and a `sem_seg_head` that makes of
-            its features `pred_masks` [1, Q, H / 4, W / 4] and `pred_logits` [1, Q, K + 1], the last of
-            them "no object".
-        device: where it runs.
-        shortest, longest: the test size in pixels.
-        precision: `bf16` runs it as detectron2 does with AMP; on a GPU its pixel decoder stays in float32.
-        batch_pixels: resized pixels of one size that it takes at once; at least one image.
+    It has `pixel_mean` and `pixel_std` for RGB, a `backbone`, and a `sem_seg_head` that makes of its features
+    `pred_masks` [B, Q, H / 4, W / 4] and `pred_logits` [B, Q, K + 1], the last of them "no object". On a GPU
+    its pixel decoder stays in float32 by itself.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        device: torch.device | str = "cpu",
-        shortest: int = SHORTEST,
-        longest: int = LONGEST,
-        precision: Precision = "fp32",
-        batch_pixels: int = BATCH_PIXELS,
-    ) -> None:
-        self.network: Any = network.to(device).eval()
-        self.device = torch.device(device)
-        self.shortest = shortest
-        self.longest = longest
-        self.precision = precision
-        self.batch_pixels = batch_pixels
-
     @classmethod
-    def load(
-        cls,
-        weights: str,
-        *,
-        device: torch.device | str = "cpu",
-        precision: Precision = "fp32",
-        batch_pixels: int = BATCH_PIXELS,
-    ) -> "Detectron2Generator":
-        """From an output folder of Mask2Former's `train_net.py`: config.yaml and model_final.pth or .pkl."""
+    def load(cls, weights: str, **options: Any) -> "Detectron2Generator":
+        """From an output folder of Mask2Former's `train_net.py`: config.yaml and model_final.pth or .pkl.
+
+        `options` are those of `NetworkGenerator`; the test size is the config's.
+        """
         folder = Path(weights)
         paths = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
         if not (folder / "config.yaml").is_file() or not paths:
@@ -68,32 +40,11 @@ class Detectron2Generator:
             )
         network, settings = _build(folder / "config.yaml")
         _load_tensors(network, paths[0])
-        return cls(
-            network,
-            device=device,
-            shortest=settings.MIN_SIZE_TEST,
-            longest=settings.MAX_SIZE_TEST,
-            precision=precision,
-            batch_pixels=batch_pixels,
-        )
+        return cls(network, shortest=settings.MIN_SIZE_TEST, longest=settings.MAX_SIZE_TEST, **options)
 
-    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
-        return self.batch([image])[0]
-
-    @torch.inference_mode()
-    def batch(self, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
-        return propose(
-            images,
-            self._run,
-            shortest=self.shortest,
-            longest=self.longest,
-            batch_pixels=self.batch_pixels,
-        )
-
-    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        normalised = (pixels.to(self.device) - self.network.pixel_mean) / self.network.pixel_std
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = self.network.sem_seg_head(self.network.backbone(pad(normalised)))
+    def run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        normalised = (pixels - self.network.pixel_mean) / self.network.pixel_std
+        output = self.network.sem_seg_head(self.network.backbone(pad(normalised)))
         return output["pred_masks"], output["pred_logits"]
 
 

@@ -4,17 +4,12 @@ After detectron2's ResizeShortestEdge and ImageList, to the last pixel:
 https://github.com/facebookresearch/detectron2/blob/02b5c4e/detectron2/data/transforms/augmentation_impl.py#L181-L200.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-
-from fisa_model.mask_generators import MaskProposals
 
 SHORTEST, LONGEST = 800, 1333
 """Test sizes in pixels: the shorter side becomes the first, unless the longer would exceed the second."""
@@ -62,36 +57,3 @@ def crop_masks(masks: Tensor, height: int, width: int) -> Tensor:
     x = (torch.arange(columns, device=masks.device) + 0.5) * width / columns / MASK_STRIDE / masks.shape[2]
     grid = 2 * torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1) - 1
     return F.grid_sample(masks[None], grid[None], padding_mode="border", align_corners=False)[0]
-
-
-def propose(
-    images: Sequence[NDArray[np.uint8]],
-    network: Callable[[Tensor], tuple[Tensor, Tensor]],
-    *,
-    shortest: int,
-    longest: int,
-    batch_pixels: int,
-) -> list[MaskProposals]:
-    """Run a network over images, those of one test size together, so that none is padded for another's sake.
-
-    Args:
-        images: RGB, [H, W, 3] each.
-        network: resized images [B, 3, h, w], 0 to 255, to mask logits [B, Q, h' / 4, w' / 4] of the padded
-            frame and class logits [B, Q, K + 1], of which the last is "no object".
-        shortest, longest: the test size in pixels.
-        batch_pixels: resized pixels that the network takes at once; at least one image.
-    """
-    places: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for place, image in enumerate(images):
-        places[resized_shape(image.shape[0], image.shape[1], shortest, longest)].append(place)
-    proposals: dict[int, MaskProposals] = {}
-    for (height, width), of_one_size in places.items():
-        size = max(1, batch_pixels // (height * width))
-        for start in range(0, len(of_one_size), size):
-            together = of_one_size[start : start + size]
-            masks, classes = network(torch.stack([resize(images[p], shortest, longest) for p in together]))
-            scores = 1 - classes.float().softmax(dim=-1)[..., -1]
-            for place, logits, of_masks in zip(together, masks.float(), scores, strict=True):
-                cut = crop_masks(logits, height, width)
-                proposals[place] = MaskProposals(cut.cpu().numpy(), of_masks.cpu().numpy())
-    return [proposals[place] for place in range(len(images))]

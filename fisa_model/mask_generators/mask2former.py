@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
-from fisa_model.mask_generators import BATCH_PIXELS, MaskProposals, Precision
-from fisa_model.mask_generators.frame import LONGEST, SHORTEST, crop_masks, pad, propose
+from fisa_model.mask_generators.frame import crop_masks, pad
+from fisa_model.mask_generators.network import NetworkGenerator
 
 DEFAULT_WEIGHTS = "facebook/mask2former-swin-base-coco-panoptic"
 """Swin-B pre-trained on ImageNet-1k; the paper's is its ImageNet-21k sister, which must be converted."""
@@ -27,63 +25,28 @@ NOT_IN_MASKS = ("class_predictor.", "encoder.swin.layernorm.")
 """What masks do not depend on: the names of classes, and a norm of Swin's that only its classifier uses."""
 
 
-class Mask2FormerGenerator:
+class Mask2FormerGenerator(NetworkGenerator):
     """A Mask2Former of transformers.
 
     In `bf16` its pixel decoder stays in float32, as in detectron2's: deformable attention needs places that
     are finer than bfloat16 can say.
     """
 
-    def __init__(
-        self,
-        network: Any,
-        *,
-        device: torch.device | str = "cpu",
-        shortest: int = SHORTEST,
-        longest: int = LONGEST,
-        precision: Precision = "fp32",
-        batch_pixels: int = BATCH_PIXELS,
-    ) -> None:
-        self.network = network.to(device).eval()
-        self.device = torch.device(device)
-        self.shortest = shortest
-        self.longest = longest
-        self.precision = precision
-        self.batch_pixels = batch_pixels
-        if precision == "bf16":
+    def __init__(self, network: Any, **options: Any) -> None:
+        """`options` are those of `NetworkGenerator`."""
+        super().__init__(network, **options)
+        if self.precision == "bf16":
             level = self.network.model.pixel_level_module
             level.decoder = _InFloat32(level.decoder)
 
     @classmethod
-    def load(
-        cls,
-        weights: str,
-        *,
-        device: torch.device | str = "cpu",
-        precision: Precision = "fp32",
-        batch_pixels: int = BATCH_PIXELS,
-    ) -> "Mask2FormerGenerator":
-        """From a folder or a hub name."""
-        return cls(load_network(weights), device=device, precision=precision, batch_pixels=batch_pixels)
+    def load(cls, weights: str, **options: Any) -> "Mask2FormerGenerator":
+        """From a folder or a hub name; `options` are those of `NetworkGenerator`."""
+        return cls(load_network(weights), **options)
 
-    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
-        return self.batch([image])[0]
-
-    @torch.inference_mode()
-    def batch(self, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
-        return propose(
-            images,
-            self._run,
-            shortest=self.shortest,
-            longest=self.longest,
-            batch_pixels=self.batch_pixels,
-        )
-
-    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = pixels.to(self.device)
+    def run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         normalised = (pixels - _column(MEAN, pixels)) / _column(STD, pixels)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = self.network(pixel_values=pad(normalised))
+        output = self.network(pixel_values=pad(normalised))
         return output.masks_queries_logits, output.class_queries_logits
 
 
