@@ -68,6 +68,7 @@ def read_picture(picture: Picture) -> NDArray[np.uint8]:
         check_image(picture)
         return picture
     if isinstance(picture, Image.Image):
+        _check_mode(picture)
         return _to_rgb(picture)
     if not isinstance(picture, str | Path):
         raise ValueError(
@@ -75,8 +76,9 @@ def read_picture(picture: Picture) -> NDArray[np.uint8]:
         )
     try:
         data = Path(picture).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{picture}: no image file that can be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{picture!s}: no image file that can be read ({reason})") from error
     try:
         return decode_image(data)
     except ValueError as error:
@@ -92,8 +94,6 @@ def check_image(image: NDArray[np.uint8]) -> None:
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode == "F":
-        raise ValueError("image has floating-point pixels of unknown range; save it with 8 or 16 bits")
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
@@ -117,4 +117,10 @@ def _open(data: bytes) -> Image.Image:
         raise ValueError(
             f"image has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; scale it down"
         )
+    _check_mode(image)
     return image
+
+
+def _check_mode(image: Image.Image) -> None:
+    if image.mode == "F":
+        raise ValueError("image has floating-point pixels of unknown range; save it with 8 or 16 bits")

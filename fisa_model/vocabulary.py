@@ -50,6 +50,8 @@ class Category:
 
     def __post_init__(self) -> None:
         names = (self.name, *self.synonyms, *self.prompted_as)
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"category {self.id}: a name must be text, got {odd[0]!r}; write it in quotes")
         if any(not name.strip() for name in names):
             raise ValueError(f"category {self.id}: a name is empty in {names!r}; give each class a word")
 
@@ -167,7 +169,7 @@ def _category(row: Mapping[str, Any]) -> Category:
         raise ValueError(f"category {dict(row)!r} lacks {missing[0]!r}; expected id, name, isthing, synonyms")
     return Category(
         int(row["id"]),
-        str(row["name"]),
+        row["name"],
         bool(row.get("isthing", 1)),
         synonyms=_words(row, "synonyms"),
         prompted_as=_words(row, "prompted_as"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import pickle
+import textwrap
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -111,11 +112,16 @@ def load_clip(config: CLIPConfig) -> LoadedCLIP:
     try:
         model = _create(name, config.weights)
     except _UNREADABLE as error:
+        # torch's own message advises to run whatever code the pickle holds.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = (
+            "it is no file of tensors" if unsafe else textwrap.shorten(str(error), 300, placeholder=" ...")
+        )
         raise ValueError(
             f"CLIP {config.model!r} with weights {config.weights!r} could not be loaded "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); "
-            "give weights of this architecture, as open_clip or OpenAI publish them"
-        ) from error
+            f"({type(error).__name__}: {reason}); give weights of this architecture, as open_clip or OpenAI "
+            "publish them"
+        ) from (None if unsafe else error)
     model = model.eval().requires_grad_(requires_grad=False)
     visual: Any = model.visual
     tokenizer = _load_tokenizer(name)

@@ -24,6 +24,9 @@ STD = (58.395, 57.12, 57.375)
 NOT_IN_MASKS = ("class_predictor.", "encoder.swin.layernorm.")
 """What masks do not depend on: the names of classes, and a norm of Swin's that only its classifier uses."""
 
+MAY_BE_MISSING = ("encoder.swin.layernorm.", "criterion.empty_weight")
+"""What published checkpoints may lack, as neither masks nor scores depend on it: that norm, and a loss's."""
+
 
 class Mask2FormerGenerator(NetworkGenerator):
     """A Mask2Former of transformers.
@@ -112,14 +115,15 @@ def load_network(weights: str) -> Any:
         loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
             weights, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ValueError(
             f"Mask2Former {weights!r} could not be loaded: {error}; give a folder with config.json and "
             "model.safetensors, or a hub name that can be reached"
         ) from error
     network, found = loaded
     # What a file lacks, transformers starts at random.
-    if missing := sorted(found["missing_keys"]):
+    needed = (name for name in found["missing_keys"] if not any(part in name for part in MAY_BE_MISSING))
+    if missing := sorted(needed):
         raise ValueError(
             f"Mask2Former {weights!r} lacks {len(missing)} of the network's tensors, {missing[0]!r} among "
             "them; give the weights of a Mask2Former for segmentation"

@@ -75,7 +75,7 @@ def test_what_is_no_picture_is_refused_in_one_sentence(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=f"{name}: .*{reason}"):
             read_picture(tmp_path / name)
-    for path in (tmp_path, tmp_path / ("x" * 300), "nowhere.jpg"):
+    for path in (tmp_path, tmp_path / ("x" * 300), "nowhere.jpg", "a\0b"):
         with pytest.raises(ValueError, match="no image file that can be read"):
             read_picture(path)
 
@@ -85,6 +85,8 @@ def test_a_png_named_jpg_is_a_png() -> None:
 
 
 def test_refuses_what_is_no_image() -> None:
+    with pytest.raises(ValueError, match="floating-point pixels"):
+        inspect_image(encoded(Image.new("F", (4, 4)), "TIFF"))
     with pytest.raises(ValueError, match="not an image that can be read"):
         inspect_image(b"")
 

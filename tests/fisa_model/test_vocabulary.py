@@ -121,3 +121,9 @@ def test_mistakes_in_json_are_named() -> None:
         Vocabulary.from_json([{"id": 1, "name": "a", "prompted_as": "b"}])
     with pytest.raises(ValueError, match=r"category 1: a name is empty in \('a', ' '\)"):
         Vocabulary.from_json([{"id": 1, "name": "a", "prompted_as": [" "]}])
+
+
+def test_names_that_are_no_text_are_named() -> None:
+    for row in ({"id": 1, "name": None}, {"id": 1, "name": "a", "synonyms": [2]}):
+        with pytest.raises(ValueError, match="category 1: a name must be text, got"):
+            Vocabulary.from_json([row])

@@ -235,3 +235,12 @@ def test_clips_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no open_clip_model.safetensors there"):
         load_clip(CLIPConfig(model=f"local-dir:{tmp_path}"))
+
+
+def test_a_foreign_pickle_is_refused_without_bad_advice(tmp_path: Path) -> None:
+    (tmp_path / "foreign.pt").write_bytes(b"\x80\x02cbuiltins\nprint\n.")
+    with pytest.raises(
+        ValueError, match=r"foreign.pt' could not be loaded .*it is no file of tensors"
+    ) as refused:
+        load_clip(CLIPConfig(model="ViT-S-32", weights=str(tmp_path / "foreign.pt")))
+    assert "weights_only" not in str(refused.value)
