@@ -10,17 +10,18 @@ from PIL import Image
 from processes import finish, start
 from zipped_coco import zipped_coco
 
+from fisa_platform import storage
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("name", "photos"), [("coco_panoptic", 2), ("coco_stuff", 13)])
 def test_photos_go_through_a_bucket_to_a_contact_sheet(
-    s3_server: Any, shared_data: Path, tmp_path: Path, name: str, photos: int
+    s3_server: Any, s3_uri: str, shared_data: Path, tmp_path: Path, name: str, photos: int
 ) -> None:
-    folder = s3_server.folder / "bucket" / tmp_path.name
-    folder.mkdir(parents=True)
-    zipped_coco(shared_data / name, folder)
-    uri = f"s3://bucket/{tmp_path.name}"
+    uri = s3_uri
+    for path in map(Path, zipped_coco(shared_data / name, tmp_path).values()):
+        storage.upload(path, f"{uri}/{path.name}")
     coco = {
         "images_uri": f"{uri}/images.zip",
         "panoptic_uri": f"{uri}/panoptic.zip",
@@ -46,4 +47,4 @@ def test_photos_go_through_a_bucket_to_a_contact_sheet(
         with Image.open(sheet) as picture:
             assert picture.width > 400
             assert np.asarray(picture.convert("L")).std() > 20
-    assert len(list(folder.rglob("manifest.json"))) == 2
+    assert sum(path.endswith("/manifest.json") for path in storage.list_files(uri)) == 2
