@@ -20,7 +20,6 @@ _DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionB
 """What PIL's readers raise for a file that is not whole."""
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT, _TURNED = (1, 2, 3, 4), (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +40,12 @@ def inspect_image(data: bytes) -> ImageFacts:
     image = _open(data)
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        # TIFFs are upright once they are loaded, whatever their tag says.
+        ImageOps.exif_transpose(image, in_place=True)
         image.load()
     except _DAMAGED as error:
         raise ValueError(f"image cannot be decoded: {error}") from error
-    if orientation in _TURNED:
-        return ImageFacts(image.width, image.height, orientation)
-    return ImageFacts(image.height, image.width, orientation if orientation in _UPRIGHT else 1)
+    return ImageFacts(image.height, image.width, orientation if orientation in range(1, 9) else 1)
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:

@@ -105,6 +105,8 @@ def _images_of(version: Version) -> Callable[[dict[str, Any]], bytes]:
     if source is None:
         raise ValueError(f"{version.uri}: does not say which images it was made from")
     images = find_version(source.uri)
+    if images is None and version.manifest.stage != "label":
+        raise ValueError(f"{version.uri}: its images, {source.uri}, are gone; write them again")
     if images is None:
         return lambda row: read_file(storage.join(source.uri, row["file_name"]))
     table = TableRows(images.files(prefix="images/", suffix=".parquet"), ["image_id", "image"])

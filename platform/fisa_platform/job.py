@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fisa_platform import storage
 from fisa_platform.compute import Compute
 from fisa_platform.decode import join_path
 from fisa_platform.manifest import PendingVersion
@@ -89,7 +91,8 @@ class Job:
             return uri
 
         map_uris(self.config, record)
-        return found
+        # Weights may also be named on a hub, and are no location; a local file or folder is an input.
+        return {**found, **dict(_local_weights(self.config))}
 
     def with_inputs(self, locations: Mapping[str, str]) -> Any:
         """The config with locations replaced, by their dotted names."""
@@ -123,6 +126,18 @@ def map_uris(
         }
         return dataclasses.replace(value, **changed)
     return value
+
+
+def _local_weights(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name and location of every `...weights` of a config that is a local file or folder."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, Job):
+        return
+    for member in dataclasses.fields(value):
+        name, found = join_path(path, member.name), getattr(value, member.name)
+        if not member.name.endswith("weights") or not isinstance(found, str):
+            yield from _local_weights(found, name)
+        elif found and os.path.exists(location := storage.make_absolute(found)):
+            yield name, location
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -229,7 +229,10 @@ def find_version(uri: str) -> Version | None:
     pointer_uri = storage.join(uri, LATEST_NAME)
     if not storage.exists(pointer_uri):
         return None
-    return _read_version(storage.join(uri, storage.read_json(pointer_uri)["version"]))
+    pointer = storage.read_json(pointer_uri)
+    if not isinstance(pointer, dict) or not isinstance(pointer.get("version"), str):
+        return None  # somebody else's file of this name
+    return _read_version(storage.join(uri, pointer["version"]))
 
 
 def open_version(uri: str) -> Version:
@@ -285,7 +288,7 @@ def _read_version(uri: str) -> Version | None:
     data = storage.read_bytes(manifest_uri)
     try:
         manifest = Manifest.from_dict(json.loads(data), manifest_uri)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{manifest_uri}: not a manifest of this platform ({error}); was it edited?"
         ) from error

@@ -23,7 +23,7 @@ def decode_panoptic(png: bytes) -> NDArray[np.int32]:
             rgb = np.asarray(picture)
     except UnidentifiedImageError as error:
         raise ValueError(f"panoptic PNG cannot be read: {len(png)} bytes that are not a PNG") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"panoptic PNG cannot be read: {error}") from error
     ids = rgb[..., 0].astype(np.int32)
     ids += rgb[..., 1].astype(np.int32) << 8

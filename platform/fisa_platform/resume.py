@@ -45,7 +45,7 @@ def earlier_work(pending: PendingVersion, name: str) -> EarlierWork:
         read = list(pool.map(_read_part, uris))
     parts: list[dict[str, Any]] = []
     ids: set[str] = set()
-    for part, part_ids in read:
+    for part, part_ids in filter(None, read):
         if ids.isdisjoint(part_ids):
             parts.append(part)
             ids.update(part_ids)
@@ -90,9 +90,13 @@ def _is_part(path: str, pending: PendingVersion, name: str) -> bool:
     )
 
 
-def _read_part(uri: str) -> tuple[dict[str, Any], list[str]]:
+def _read_part(uri: str) -> tuple[dict[str, Any], list[str]] | None:
+    """What a file holds; None for one that is damaged, whose images are done again."""
     table = uri.rsplit("/", 2)[-2]
     columns = ["image_id", "file_name", "reason"] if table == REJECTED_TABLE else ["image_id"]
     filesystem, path = storage.pyarrow_filesystem(uri)
-    rows = pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
+    try:
+        rows = pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
+    except pa.ArrowInvalid:
+        return None
     return part_row(uri, table, rows), rows["image_id"].to_pylist()

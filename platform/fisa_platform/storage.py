@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -81,16 +81,14 @@ def list_folders(uri: str) -> list[str]:
 
 def list_files(uri: str) -> dict[str, int]:
     """Every file below a folder at any depth: path relative to it, and size in bytes."""
-    with _clear_errors(uri):
-        filesystem, path = _open_filesystem(uri)
-        root = filesystem._strip_protocol(path).rstrip("/")
-        found = filesystem.find(root, detail=True) if filesystem.exists(root) else {}
-        return {name[len(root) :].lstrip("/"): int(info["size"]) for name, info in sorted(found.items())}
+    return {path: size for path, (size, _) in _stamps(uri).items()}
 
 
 def list_paths(uri: str, *, recursive: bool) -> list[str]:
     """Paths of the files in a folder, or also below it, relative to it; for a million of them."""
     exists(uri)  # says clearly what is wrong with a bucket
+    if is_local(uri):
+        return [os.path.relpath(path, make_absolute(uri)) for path in _walk(uri, recursive=recursive)]
     filesystem, path = pyarrow_filesystem(uri)
     with _clear_errors(uri):
         selector = pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True)
@@ -104,7 +102,10 @@ def list_paths(uri: str, *, recursive: bool) -> list[str]:
 def local_copy(uri: str) -> Iterator[Path]:
     """A file as a local path: its own, or that of a copy that is removed afterwards."""
     if is_local(uri):
-        yield Path(make_absolute(uri))
+        path = Path(make_absolute(uri))
+        if not path.is_file():
+            raise FileNotFoundError(f"{uri}: no such file; check the path")
+        yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         yield download(uri, Path(folder) / "copy")
@@ -190,7 +191,7 @@ def remove(uri: str) -> None:
 def fingerprint(uri: str) -> str:
     """Hex digest that changes when the data there changes, without reading it.
 
-    A file counts by size and time of change (or ETag), a folder by the names and sizes of its files.
+    A file counts by its size and its time of change (or ETag), a folder by the names and that of its files.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -201,10 +202,9 @@ def fingerprint(uri: str) -> str:
         filesystem, path = _open_filesystem(uri)
         info = filesystem.info(path)
         if info["type"] == "directory":
-            marks: list[Any] = sorted(list_files(uri).items())
+            marks: list[Any] = sorted(_stamps(uri).items())
         else:
-            stamp = info.get("ETag") or info.get("mtime") or info.get("created")
-            marks = [info["size"], str(stamp)]
+            marks = [info["size"], _stamp_of(info)]
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
 
 
@@ -255,6 +255,40 @@ def _entries(uri: str) -> Iterator[tuple[str, str]]:
             for info in filesystem.ls(path, detail=True):
                 name = info["name"].rstrip("/").rsplit("/", 1)[-1]
                 yield name, info["type"]
+
+
+def _stamps(uri: str) -> dict[str, tuple[int, str]]:
+    """Every file below a folder: path relative to it, its size, and what changes when it changes."""
+    with _clear_errors(uri):
+        if is_local(uri):
+            found = {path: os.stat(path) for path in _walk(uri, recursive=True)}
+            root = make_absolute(uri)
+            return {
+                os.path.relpath(path, root): (stat.st_size, str(stat.st_mtime))
+                for path, stat in sorted(found.items())
+            }
+        filesystem, path = _open_filesystem(uri)
+        prefix = filesystem._strip_protocol(path).rstrip("/")
+        infos = filesystem.find(prefix, detail=True) if filesystem.exists(prefix) else {}
+        return {
+            name[len(prefix) :].lstrip("/"): (int(info["size"]), _stamp_of(info))
+            for name, info in sorted(infos.items())
+        }
+
+
+def _stamp_of(info: Mapping[str, Any]) -> str:
+    return str(info.get("ETag") or info.get("mtime") or info.get("created"))
+
+
+def _walk(uri: str, *, recursive: bool) -> Iterator[str]:
+    """Paths of the files in a local folder, or also below it; links are followed, a loop of them once."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(make_absolute(uri), followlinks=True):
+        yield from (path for name in files if os.path.isfile(path := os.path.join(folder, name)))
+        seen.add(os.path.realpath(folder))
+        folders[:] = [
+            name for name in folders if recursive and os.path.realpath(os.path.join(folder, name)) not in seen
+        ]
 
 
 def _open_filesystem(uri: str) -> tuple[Any, str]:

@@ -198,11 +198,12 @@ def rows_per_block(most: int, *, least: int, rows_per_file: int) -> int:
     """A size of blocks that leaves no rest: a block fills whole files, or a file takes whole blocks.
 
     Ray writes what is left of a block, or of the blocks that it gathered for a file, into a file of its own.
+    The size is at most `most` where that can be, and no less than `least` where a file is no smaller.
     """
-    if most >= rows_per_file:
-        return max(most - most % rows_per_file, least)
-    without_rest = (size for size in range(most, least - 1, -1) if rows_per_file % size == 0)
-    return next(without_rest, max(most, least))
+    if max(most, least) >= rows_per_file:
+        return max(most, least) // rows_per_file * rows_per_file
+    sizes: list[int] = [*range(most, least - 1, -1), *range(max(most, least), rows_per_file)]
+    return next((size for size in sizes if rows_per_file % size == 0), rows_per_file)
 
 
 def reader_options(compute: Compute) -> dict[str, Any]:

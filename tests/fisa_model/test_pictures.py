@@ -27,6 +27,17 @@ def test_orientation_turns_size_and_pixels() -> None:
     assert decode_image(data).shape == (30, 20, 3)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_pixels(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(Image.new("RGB", (30, 20), "red"), form, exif=exif)
+    facts = inspect_image(data)
+    assert (facts.height, facts.width) == decode_image(data).shape[:2]
+    assert facts.orientation == orientation
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     data = encoded(Image.new(mode, (5, 4)), "JPEG" if mode == "CMYK" else "PNG")

@@ -79,6 +79,10 @@ def first_segments(document):
         (lambda d: first_segments(d)[1].update(id=5), "segment id 5 occurs more than once"),
         (lambda d: first_segments(d)[1].update(category_id=4), "category id 4, which `categories` lacks"),
         (lambda d: first_segments(d)[1].pop("area"), "a segment of this image has no area"),
+        (lambda d: first_segments(d)[1].update(area=None), "has area None; it must be a number of 0 or more"),
+        (lambda d: first_segments(d)[1].update(iscrowd="0"), "has iscrowd '0'; it must be a number"),
+        (lambda d: d["annotations"][0].update(segments_info=5), "segments_info of this image is no list"),
+        (lambda d: d["images"][0].update(file_name="sub/gone.jpg"), "images/sub/gone.jpg does not exist"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_set_aside_with_the_reason(tmp_path, change, reason):

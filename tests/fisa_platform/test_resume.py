@@ -46,6 +46,16 @@ def test_files_of_other_attempts_are_taken_over(attempts: tuple[PendingVersion, 
     assert {part["example"] for part in earlier.parts} == {None, "c.jpg: cut short"}
 
 
+def test_a_damaged_file_is_work_that_is_not_done(attempts: tuple[PendingVersion, PendingVersion]) -> None:
+    killed, current = attempts
+    (whole,) = write(killed, "ab")
+    (cut,) = write(killed, "cd")
+    data = storage.read_bytes(cut)
+    for damaged in (data[:-20], b"", b"404"):
+        storage.write_bytes(cut, damaged)
+        assert [part["uri"] for part in earlier_work(current, "proposals").parts] == [whole]
+
+
 def test_a_task_that_is_done_again_writes_the_same_file(
     attempts: tuple[PendingVersion, PendingVersion],
 ) -> None:

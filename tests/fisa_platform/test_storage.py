@@ -156,3 +156,27 @@ def test_output_lies_beside_the_pictures() -> None:
     for inside, images_uri in (("/a/b/c", "/a/b"), ("/a/b", "/a/b/"), ("s3://x/y/z", "s3://x/y")):
         with pytest.raises(ValueError, match="lies in the folder that images are read from"):
             storage.check_apart(inside, images_uri)
+
+
+def test_links_are_followed_and_a_loop_of_them_once(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"a")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "folder" / "loop").symlink_to(tmp_path / "folder")
+    uri = str(tmp_path / "folder")
+    before = storage.fingerprint(uri)
+    assert storage.list_paths(uri, recursive=True) == ["link/a.jpg"] == list(storage.list_files(uri))
+    assert storage.list_paths(uri, recursive=False) == []
+    (tmp_path / "real" / "b.jpg").write_bytes(b"b")
+    assert storage.fingerprint(uri) != before
+
+
+def test_a_folder_changes_when_a_file_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"1")
+    before = storage.fingerprint(str(tmp_path))
+    assert storage.fingerprint(str(tmp_path)) == before
+    path.write_bytes(b"2")
+    os.utime(path, ns=(0, 10**18))
+    assert storage.fingerprint(str(tmp_path)) != before

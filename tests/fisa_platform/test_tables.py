@@ -96,10 +96,13 @@ def test_places_lead_back_to_rows(tmp_path: Path) -> None:
         (512, 16, 512, 512),
         (512, 16, 1000, 500),
         (50, 16, 512, 32),
-        (50, 16, 1009, 50),
+        (50, 16, 1009, 1009),
         (3, 16, 512, 16),
         (60, 4, 8, 56),
         (9, 16, 8, 16),
+        (8, 16, 10, 10),
+        (8, 16, 20, 20),
+        (2, 2, 5, 5),
     ],
 )
 def test_blocks_and_files_leave_no_rest(most: int, least: int, rows_per_file: int, expected: int) -> None:

@@ -61,7 +61,8 @@ def read_bytes(archive_uri: str, name: str) -> bytes:
     while start < 0:
         length = _HEADER.size + len(member.name.encode()) + extra + member.stored_bytes
         data = storage.read_range(archive_uri, member.offset, length)
-        signature, name_length, extra_length = _HEADER.unpack_from(data)
+        header = data[: _HEADER.size].ljust(_HEADER.size, b"\0")
+        signature, name_length, extra_length = _HEADER.unpack(header)
         if signature != b"PK\3\4":
             raise ValueError(f"{uri}: the zip is damaged at byte {member.offset}; fetch it again")
         if extra_length > extra:
@@ -84,11 +85,11 @@ def _members(archive_uri: str) -> dict[str, Member]:
     try:
         with storage.open_input(archive_uri) as file, zipfile.ZipFile(file) as archive:
             found = [info for info in archive.infolist() if not _is_left_out(info.filename)]
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"{archive_uri}: not a zip that can be read ({error}); fetch it again") from error
     folders = {info.filename.partition("/")[0] if "/" in info.filename else "" for info in found}
     common = f"{folders.pop()}/" if len(folders) == 1 else "/"
-    return {info.filename.removeprefix(common): _member(info) for info in found}
+    return {info.filename.removeprefix(common).removeprefix("./"): _member(info) for info in found}
 
 
 def _member(info: zipfile.ZipInfo) -> Member:

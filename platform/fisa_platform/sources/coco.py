@@ -117,7 +117,7 @@ class _PanopticJSON:
                     if lacking:
                         raise self._refusal(f"{section}[{position}] has no {' and no '.join(lacking)}")
                     yield entry
-            except ijson.JSONError as error:
+            except (ijson.JSONError, UnicodeDecodeError, OverflowError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(
                     f"{self.uri}: not valid JSON ({reason}); was the file cut or edited by hand?"
@@ -148,7 +148,14 @@ def _read_truths(document: _PanopticJSON, category_ids: set[int]) -> pa.Table:
 def _read_images(document: _PanopticJSON) -> pa.Table:
     rows = RowBuffer(_IMAGE)
     for image in document.entries("images"):
-        rows.append({**{name: image[name] for name in _IMAGE.names[1:]}, "image_id": str(image["id"])})
+        row = {"image_id": str(image["id"]), "file_name": str(image["file_name"])}
+        sizes = {key: image[key] for key in ("height", "width")}
+        if any(type(size) is not int or not 0 < size < 2**31 for size in sizes.values()):
+            raise ValueError(
+                f"{document.uri}: image {row['image_id']} has height {sizes['height']!r} and width "
+                f"{sizes['width']!r}; they must be pixels"
+            )
+        rows.append({**row, **sizes})
     return rows.table()
 
 
@@ -165,7 +172,9 @@ def _join(images: pa.Table, truths: pa.Table) -> pa.Table:
 
 def _find_problems(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.Array:
     """Why each image cannot be used; null where it can."""
-    listing = cache(lambda folder_uri: frozenset(list_names(folder_uri)))
+    for folder_uri in (images_uri, panoptic_uri):
+        list_names(folder_uri)  # refuses a folder that is not there; a file's own subfolder may be absent
+    listing = cache(_names_in)
     seen: set[str] = set()
     problems: list[str | None] = []
     for row in joined.drop_columns("segments_info").to_pylist():
@@ -187,6 +196,13 @@ def _find_problems(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.A
     return pa.array(problems, pa.string())
 
 
+def _names_in(folder_uri: str) -> frozenset[str]:
+    try:
+        return frozenset(list_names(folder_uri))
+    except ValueError:
+        return frozenset()
+
+
 def _with_uris(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.Table:
     for column, folder_uri, name in (
         ("image_uri", images_uri, "file_name"),
@@ -197,12 +213,19 @@ def _with_uris(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.Table
     return joined.select(INDEX.names).cast(INDEX)
 
 
-def _annotation_problem(segments: list[dict[str, Any]], category_ids: set[int]) -> str | None:
+def _annotation_problem(segments: Any, category_ids: set[int]) -> str | None:
+    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+        return "segments_info of this image is no list of segments"
     seen: set[int] = set()
     for segment in segments:
         lacking = [key for key in ("id", "category_id", "area") if key not in segment]
         if lacking:
             return f"a segment of this image has no {' and no '.join(lacking)}"
+        for key in ("id", "category_id", "area", "iscrowd"):
+            value = segment.get(key, 0)
+            number = isinstance(value, int) or (key == "area" and isinstance(value, float))
+            if not number or not 0 <= value < 2**31:
+                return f"a segment of this image has {key} {value!r}; it must be a number of 0 or more"
         if segment["id"] in seen:
             return f"segment id {segment['id']} occurs more than once in this image"
         if segment["category_id"] not in category_ids:

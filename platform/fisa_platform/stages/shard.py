@@ -109,6 +109,9 @@ class ShardConfig:
             )
         if self.folder is not None:
             check_apart(self.output_uri, self.folder.images_uri)
+        if self.coco is not None:
+            check_apart(self.output_uri, self.coco.images_uri)
+            check_apart(self.output_uri, self.coco.panoptic_uri)
         if self.rows_per_file < 1:
             raise ValueError(f"rows_per_file must be at least 1, got {self.rows_per_file}")
         if not 0 <= self.max_rejected_fraction <= 1:
