@@ -77,3 +77,18 @@ def test_a_worker_that_this_machine_cannot_hold_is_refused() -> None:
         check_fits(Compute(cpus_per_worker=5))
     with pytest.raises(ValueError, match="gpus_per_worker asks for 8 GPUs, but no node here has more"):
         check_fits(Compute(gpus_per_worker=8))
+
+
+def test_local_weights_are_inputs_and_names_of_a_hub_are_not(tmp_path: Path) -> None:
+    (tmp_path / "clip.pt").touch()
+    frozen = {"clip": {"model": "ViT-B-32", "weights": str(tmp_path / "clip.pt")}}
+    spec = label_spec(things=["cat"], generator="mask2former", generator_weights=str(tmp_path))
+    spec["config"]["classifier"] = {"frozen": frozen}
+    assert job_from_data(spec).input_uris() == {
+        "images_uri": job_from_data(spec).config.images_uri,
+        "generator_weights": str(tmp_path),
+        "classifier.frozen.clip.weights": str(tmp_path / "clip.pt"),
+    }
+    spec["config"]["generator_weights"] = "facebook/mask2former-swin-base-coco-panoptic"
+    frozen["clip"]["weights"] = "openai"
+    assert list(job_from_data(spec).input_uris()) == ["images_uri"]
