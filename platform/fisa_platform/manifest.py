@@ -288,7 +288,7 @@ def _read_version(uri: str) -> Version | None:
     data = storage.read_bytes(manifest_uri)
     try:
         manifest = Manifest.from_dict(json.loads(data), manifest_uri)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{manifest_uri}: not a manifest of this platform ({error}); was it edited?"
         ) from error
