@@ -16,7 +16,13 @@ from fisa_model.config import TOY_CLIP, AdapterConfig, EnsembleConfig, FISAConfi
 from fisa_model.device import default_device, default_dtype
 from fisa_model.ensemble import ensemble
 from fisa_model.fisa import FISA, AdaptedMasks, FISAOutput, build_fisa
-from fisa_model.mask_generators import MaskGenerator, MaskProposals, load_mask_generator
+from fisa_model.mask_generators import (
+    BatchMaskGenerator,
+    MaskGenerator,
+    MaskProposals,
+    load_mask_generator,
+    propose_masks,
+)
 from fisa_model.pictures import Picture, read_picture
 from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
 from fisa_model.segmentation import Segmentation, name_segments
@@ -178,7 +184,7 @@ class FISAPredictor:
         vocabulary = classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
         arrays = [read_picture(image) for image in images]
         if proposals is None:
-            proposals = [self.generator(array) for array in arrays]
+            proposals = propose_masks(self.generator, arrays)
         predictions = self.predict(arrays, proposals, self.encode_vocabulary(vocabulary))
         return [
             name_segments(prediction.panoptic(vocabulary.is_thing, panoptic), vocabulary)
@@ -329,9 +335,13 @@ class DefaultGenerator:
     def __init__(self, config: FISAConfig, device: torch.device | str) -> None:
         self.name = "felzenszwalb" if config.clip.model == TOY_CLIP else "mask2former"
         self.device = str(device)
-        self._loaded: MaskGenerator | None = None
+        self._loaded: BatchMaskGenerator | None = None
 
     def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
+        return self.batch([image])[0]
+
+    def batch(self, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
+        """What it proposes for each of several images."""
         if self._loaded is None:
             self._loaded = load_mask_generator(self.name, device=self.device)
-        return self._loaded(image)
+        return self._loaded.batch(images)

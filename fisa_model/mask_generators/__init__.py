@@ -54,6 +54,12 @@ class BatchMaskGenerator(MaskGenerator, Protocol):
         """What it proposes for each of several images, whatever their sizes."""
 
 
+def propose_masks(generator: MaskGenerator, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
+    """The proposals of several RGB images [H, W, 3], together where the generator can do that."""
+    batch = getattr(generator, "batch", None)
+    return [generator(image) for image in images] if batch is None else list(batch(images))
+
+
 GeneratorName = Literal["felzenszwalb", "mask2former", "detectron2"]
 GENERATORS: tuple[str, ...] = get_args(GeneratorName)
 

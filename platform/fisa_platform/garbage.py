@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from fisa_platform import storage
 from fisa_platform.manifest import MANIFEST_NAME, open_version
 
-_IN_VERSION = re.compile(r"(?P<version>(?:.*/)?[0-9a-f]{16})/(?P<file>(?:run-[0-9a-f]{12}|ray_train)/.+)")
+_VERSION = re.compile(r"[0-9a-f]{16}")
+_IN_VERSION = re.compile(
+    rf"(?P<version>(?:.*/)?{_VERSION.pattern})/(?P<file>(?:run-[0-9a-f]{{12}}|ray_train)/.+)"
+)
 _THREADS = 16
 
 
@@ -36,7 +39,12 @@ class Garbage:
 def find_garbage(uri: str) -> Iterator[Garbage]:
     """What is left over in every version at or below `uri`, in the order of their names."""
     versions: dict[str, dict[str, int]] = {}
-    listed = storage.list_files(uri)
+    parent, _, last = uri.rstrip("/").rpartition("/")
+    if re.fullmatch(_VERSION, last):
+        listed = {f"{last}/{path}": size for path, size in storage.list_files(uri).items()}
+        uri = parent
+    else:
+        listed = storage.list_files(uri)
     for path, size in listed.items():
         if match := _IN_VERSION.fullmatch(path):
             versions.setdefault(match["version"], {})[match["file"]] = size

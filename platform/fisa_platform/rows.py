@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -29,6 +30,7 @@ PLACES = pa.schema(
 """A row of a table, as its file, its row group there, and its position in that."""
 
 _THREADS = 16
+_AGAIN = "delete the folder of its version and run its job again"
 
 
 class TableRows(Sequence[dict[str, Any]]):
@@ -64,7 +66,8 @@ class TableRows(Sequence[dict[str, Any]]):
         if key not in self._cache:
             if uri not in self._open:
                 self._open[uri] = _open_parquet(uri)
-            self._cache[key] = self._open[uri].read_row_group(group, columns=self.columns)
+            with _whole(uri):
+                self._cache[key] = self._open[uri].read_row_group(group, columns=self.columns)
             if len(self._cache) > self.cached_groups:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
@@ -108,15 +111,18 @@ def find_rows(files: Sequence[str]) -> pa.Table:
 def read_places(places: pa.Table, *, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows at PLACES, as one table for each run of them in one row group."""
     for (uri, group), run in groupby(places.to_pylist(), key=itemgetter("uri", "group")):
-        table = _open_parquet(uri).read_row_group(group, columns=list(columns))
+        with _whole(uri):
+            table = _open_parquet(uri).read_row_group(group, columns=list(columns))
         yield table.take([place["row"] for place in run])
 
 
 def _places_in(uri: str) -> pa.Table:
     file = _open_parquet(uri)
     counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    with _whole(uri):
+        ids = file.read(columns=["image_id"])["image_id"]
     columns = [
-        file.read(columns=["image_id"])["image_id"],
+        ids,
         pa.repeat(uri, sum(counts)).dictionary_encode(),
         pa.array(np.repeat(np.arange(len(counts)), counts)),
         pa.array([row for count in counts for row in range(count)]),
@@ -126,4 +132,19 @@ def _places_in(uri: str) -> pa.Table:
 
 def _open_parquet(uri: str) -> pq.ParquetFile:
     filesystem, path = storage.pyarrow_filesystem(uri)
-    return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
+    with _whole(uri):
+        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
+
+
+@contextmanager
+def _whole(uri: str) -> Iterator[None]:
+    """Say which file it was that Arrow could not read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{uri}: its version names this file, but it is gone; {_AGAIN}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise storage.StorageError(
+            f"{uri}: cannot be read as Parquet ({reason}); if it is damaged, {_AGAIN}"
+        ) from error

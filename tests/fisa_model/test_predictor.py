@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,20 @@ def halves(image: NDArray[np.uint8]) -> MaskProposals:
     left = np.full((height, width), -10.0, dtype=np.float32)
     left[:, : width // 2] = 10.0
     return MaskProposals(np.stack([left, -left]), np.ones(2, dtype=np.float32))
+
+
+class InBatches:
+    """The same, all pictures of a call together."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
+        return self.batch([image])[0]
+
+    def batch(self, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
+        self.sizes.append(len(images))
+        return [halves(image) for image in images]
 
 
 def picture(height: int = 20, width: int = 30) -> NDArray[np.uint8]:
@@ -60,6 +75,16 @@ def test_a_batch_of_sizes_equals_single_pictures(predictor: FISAPredictor) -> No
     for image, together in zip(pictures, batch, strict=True):
         alone = predictor.segment(image, ["cat", "dog"], panoptic=EVERY)
         assert np.array_equal(alone.ids, together.ids)
+
+
+def test_a_generator_that_takes_batches_gets_them(predictor: FISAPredictor) -> None:
+    pictures = [picture(20, 30), picture(33, 17)]
+    alone = predictor.segment_batch(pictures, ["cat", "dog"], panoptic=EVERY)
+    predictor.generator = generator = InBatches()
+    together = predictor.segment_batch(pictures, ["cat", "dog"], panoptic=EVERY)
+    assert generator.sizes == [2]
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one.ids, other.ids)
 
 
 def test_more_proposals_in_a_neighbour_change_nothing(predictor: FISAPredictor) -> None:

@@ -124,3 +124,19 @@ def test_tables_lie_in_buckets_too(s3_uri: str) -> None:
     parts = read_places(find_rows([uri]).slice(30, 5), columns=["image_id"])
     assert [i for part in parts for i in part["image_id"].to_pylist()] == ["30", "31", "32", "33", "34"]
     assert TableRows([uri], ["image_id"])[39] == {"image_id": "39"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "gone"])
+def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "part.parquet"
+    write_parquet(str(path), pa.table({"image_id": [str(n) for n in range(40)], "value": range(40)}))
+    rows = TableRows([str(path)], ["image_id", "value"])
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-20] if damage == "cut" else data[:4] + b"?" * (len(data) - 12) + data[-8:])
+    with pytest.raises(OSError, match=f"{path}: .*delete the folder of its version"):
+        rows[0]
+    with pytest.raises(OSError, match=f"{path}: .*delete the folder of its version"):
+        find_rows([str(path)])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fisa_model.config import PanopticConfig
 from fisa_model.device import default_device
-from fisa_model.mask_generators import GeneratorName, load_mask_generator
+from fisa_model.mask_generators import GeneratorName, load_mask_generator, propose_masks
 from fisa_model.predictor import FISAPredictor
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.visual_encoder import ImageFeatures
@@ -37,8 +37,9 @@ class Segmenter:
         self.info = info
 
     def __call__(self, questions: Sequence[Question]) -> list[Segmentation]:
-        proposals = [self.predictor.generator(question.image) for question in questions]
-        features = self.predictor.encode_images([question.image for question in questions])
+        images = [question.image for question in questions]
+        proposals = propose_masks(self.predictor.generator, images)
+        features = self.predictor.encode_images(images)
         answers = []
         for row, (question, masks) in enumerate(zip(questions, proposals, strict=True)):
             height, width, _ = question.image.shape

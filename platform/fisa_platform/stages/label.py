@@ -16,14 +16,11 @@ from fisa_platform.job import StageContext, StageResult
 from fisa_platform.storage import check_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
     from ray.data import Dataset
 
-    from fisa_model.mask_generators import MaskProposals
     from fisa_model.prediction import Prediction
     from fisa_platform.tables import Written
 
@@ -169,15 +166,24 @@ class Labeller:
     """Loads generator and classifier once for each actor; rows of the images table in, predictions out."""
 
     def __init__(self, config: LabelConfig, vocabulary: Vocabulary) -> None:
+        from fisa_model.device import default_device
+        from fisa_model.mask_generators import load_mask_generator
         from fisa_platform.classifier import load_predictor
+        from fisa_platform.rows import ProposalRows
 
         self.config = config
         self.vocabulary = vocabulary
-        self.propose = _proposer(config)
-        self.predictor = load_predictor(config.classifier)
+        self.table = None if config.proposals_uri is None else ProposalRows(config.proposals_uri)
+        generator = None
+        if self.table is None:
+            generator = load_mask_generator(
+                config.generator, weights=config.generator_weights, device=default_device()
+            )
+        self.predictor = load_predictor(config.classifier, generator)
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        from fisa_model.mask_generators import propose_masks
         from fisa_model.pictures import decode_image
         from fisa_platform.schema import LABELLED
         from fisa_platform.tables import failable_table
@@ -190,13 +196,15 @@ class Labeller:
                 if row.get("reason"):
                     raise ValueError(row["reason"])
                 image = decode_image(row["image"])
-                masks = self.propose(row["image_id"], image)
+                if self.table is not None:
+                    proposals.append(self.table[row["image_id"]])
             except ValueError as error:
                 done.append({**key, "reason": str(error)})
                 continue
             keys.append(key)
             images.append(image)
-            proposals.append(masks)
+        if self.table is None:
+            proposals = propose_masks(self.predictor.generator, images)
         predictions = self.predictor.predict(images, proposals, self.class_tokens)
         for key, image, prediction in zip(keys, images, predictions, strict=True):
             done.append({**key, **self._label(image, prediction)})
@@ -214,20 +222,6 @@ class Labeller:
             picture = draw_segments(image, ids, row["segments_info"], self.vocabulary)
             overlay = encode_picture(picture, "JPEG")
         return {**row, "overlay": overlay}
-
-
-def _proposer(config: LabelConfig) -> Callable[[str, NDArray[np.uint8]], MaskProposals]:
-    """Proposals of an image, given its id and pixels: from the table, or from the generator."""
-    from fisa_model.device import default_device
-    from fisa_model.mask_generators import load_mask_generator
-    from fisa_platform.rows import ProposalRows
-
-    if config.proposals_uri is not None:
-        table = ProposalRows(config.proposals_uri)
-        return lambda image_id, image: table[image_id]
-    weights, device = config.generator_weights, default_device()
-    generator = load_mask_generator(config.generator, weights=weights, device=device)
-    return lambda image_id, image: generator(image)
 
 
 def write_labels(batch: pa.Table, *, output_uri: str) -> pa.Table:
