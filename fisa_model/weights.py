@@ -215,12 +215,7 @@ def _load_tokenizer(name: str) -> Tokenizer:
 
 def digest_of(model: nn.Module, tokenizer: Tokenizer) -> str:
     """SHA-256 over what a CLIP computes with: its weights by sorted name, its settings, its tokens."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        for part in flat.split(_BYTES_PER_CHUNK):
-            digest.update(memoryview(part.numpy()))
+    digest = _hash_tensors(model.state_dict())
     # The same tensors make another CLIP with other heads, another activation, other colours or other tokens.
     visual: Any = model.visual
     kinds = [type(module).__name__ for module in model.modules()]
@@ -235,10 +230,20 @@ def digest_of(model: nn.Module, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
+def _hash_tensors(tensors: Mapping[str, Tensor]) -> "hashlib._Hash":
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        for part in torch.split(flat, _BYTES_PER_CHUNK):
+            digest.update(part.numpy().data)
+    return digest
+
+
 def save_fisa(
     path: Path | str, model: "FISA", config: FISAConfig, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes the trained tensors, with the config and the CLIP's digest in the header.
+    """Writes the trained tensors, with the config, the CLIP's digest and their own in the header.
 
     `metadata` is any text to keep with them, such as the names that were seen in training.
 
@@ -250,13 +255,14 @@ def save_fisa(
             f"config.image_size is {config.image_size}, the model's is {model.image_size}; give the config "
             "that it was built from"
         )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
     header = {
         **(metadata or {}),
         "format": FORMAT,
         "fisa_config": json.dumps(asdict(config), sort_keys=True),
         "clip_digest": model.clip.digest,
+        "tensors_digest": _hash_tensors(tensors).hexdigest(),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=header)
 
@@ -280,12 +286,14 @@ def read_fisa(path: Path | str) -> SavedFISA:
         raise ValueError(f"{path}: not written by FISA; give the weights that a training run wrote")
     try:
         config = _config_from_json(json.loads(metadata.pop("fisa_config")))
-        clip_digest = metadata.pop("clip_digest")
+        clip_digest, tensors_digest = metadata.pop("clip_digest"), metadata.pop("tensors_digest")
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path}: its settings are damaged or of another version of FISA "
             f"({type(error).__name__}: {error}); copy it again, or train with this version"
         ) from error
+    if _hash_tensors(tensors).hexdigest() != tensors_digest:
+        raise ValueError(f"{path}: its tensors are damaged (their digest differs); copy or download it again")
     return SavedFISA(path, config, clip_digest, tensors, metadata)
 
 

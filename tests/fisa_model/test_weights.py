@@ -77,6 +77,11 @@ def test_damaged_and_foreign_files_are_named(model: FISA, config: FISAConfig, tm
         ValueError, match=r"cut.safetensors: not a whole safetensors file .* copy or download"
     ):
         read_fisa(tmp_path / "cut.safetensors")
+    flipped = bytearray(whole.read_bytes())
+    flipped[-1] ^= 1
+    (tmp_path / "flipped.safetensors").write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"flipped.safetensors: its tensors are damaged"):
+        read_fisa(tmp_path / "flipped.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match=r"foreign.safetensors: not written by FISA"):
         read_fisa(tmp_path / "foreign.safetensors")
@@ -157,7 +162,7 @@ def damaged_metadata() -> list[dict[str, str]]:
 @pytest.mark.parametrize("metadata", damaged_metadata())
 def test_a_damaged_header_is_refused_in_one_sentence(tmp_path: Path, metadata: dict[str, str]) -> None:
     path = tmp_path / "weights.safetensors"
-    save_file({"a": torch.zeros(1)}, path, metadata={"format": "fisa-1", **metadata})
+    save_file({"a": torch.zeros(1)}, path, metadata={"format": "fisa-1", "tensors_digest": "0", **metadata})
     with pytest.raises(ValueError, match=r"weights.safetensors: its settings are damaged or of another"):
         read_fisa(path)
 
