@@ -34,8 +34,16 @@ def make_absolute(uri: str) -> str:
 
 
 def join(uri: str, *names: str) -> str:
-    """`uri/name/name`."""
+    """`uri/name/name`; a name may come from a stranger's file, so it must stay below."""
+    for name in names:
+        if leads_out(name):
+            raise ValueError(f"{name!r} leads out of {uri}; a name in it must not hold '..'")
     return "/".join([uri.rstrip("/"), *(name.strip("/") for name in names)])
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name would reach beyond the folder that it is in."""
+    return ".." in name.split("/")
 
 
 def check_apart(output_uri: str, images_uri: str) -> None:

@@ -49,6 +49,7 @@ def test_a_zip_may_lie_in_a_bucket(s3_uri: str, tmp_path: Path) -> None:
     [
         ("s3://b/x.zip", ("s3://b/x.zip", "")),
         ("/data/x.zip/sub/y.jpg", ("/data/x.zip", "sub/y.jpg")),
+        ("/data/X.ZIP/y.jpg", ("/data/X.ZIP", "y.jpg")),
         ("/data/x.zipped/y.jpg", None),
         ("/data/y.jpg", None),
     ],
@@ -76,3 +77,9 @@ def test_refuses_what_it_cannot_unpack(tmp_path: Path) -> None:
     uri = pack(tmp_path / "x.zip", method=zipfile.ZIP_BZIP2)
     with pytest.raises(ValueError, match=r"a.bin: compressed by method 12 or encrypted"):
         archive.read_bytes(uri, "a.bin")
+
+
+def test_a_file_that_leads_out_of_its_zip_is_refused(tmp_path: Path) -> None:
+    uri = pack(tmp_path / "x.zip", folder="a/../../")
+    with pytest.raises(ValueError, match=r"x.zip: holds 'a/../../a.bin', which leads out of it"):
+        archive.list_names(uri)

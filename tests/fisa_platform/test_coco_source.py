@@ -83,6 +83,10 @@ def first_segments(document):
         (lambda d: first_segments(d)[1].update(iscrowd="0"), "has iscrowd '0'; it must be a number"),
         (lambda d: d["annotations"][0].update(segments_info=5), "segments_info of this image is no list"),
         (lambda d: d["images"][0].update(file_name="sub/gone.jpg"), "images/sub/gone.jpg does not exist"),
+        (
+            lambda d: d["images"][0].update(file_name="a/../../x.jpg"),
+            "'a/../../x.jpg' leads out of its folder",
+        ),
     ],
 )
 def test_an_image_that_cannot_be_used_is_set_aside_with_the_reason(tmp_path, change, reason):

@@ -150,6 +150,13 @@ def test_a_bucket_that_cannot_be_used_says_why(
         storage.exists(f"s3://{bucket}/x")
 
 
+def test_a_name_stays_below_its_folder() -> None:
+    assert storage.join("s3://b/a/", "c/", "d..e.jpg") == "s3://b/a/c/d..e.jpg"
+    for name in ("..", "c/../../d.jpg", "../d.jpg"):
+        with pytest.raises(ValueError, match=r"leads out of s3://b/a; a name in it must not hold"):
+            storage.join("s3://b/a", "c", name)
+
+
 def test_output_lies_beside_the_pictures() -> None:
     for beside, images_uri in (("/a/bc", "/a/b"), ("s3://x/yz", "s3://x/y"), ("/a", "/a/b")):
         storage.check_apart(beside, images_uri)

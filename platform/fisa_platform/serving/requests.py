@@ -75,7 +75,7 @@ def read_image_uri(uri: str, limits: Limits) -> bytes:
     location = storage.make_absolute(uri)
     prefixes = [storage.make_absolute(prefix) + "/" for prefix in limits.allowed_image_prefixes]
     # Some stores resolve "..", so that the prefix alone would not hold.
-    if ".." in uri.split("/") or not location.startswith(tuple(prefixes)):
+    if storage.leads_out(uri) or not location.startswith(tuple(prefixes)):
         raise HTTPException(403, f"image_uri {uri!r} is not below a prefix that this service may read")
     try:
         with storage.open_input(location) as file:

@@ -3,6 +3,7 @@
 A file in a zip is one range of its bytes, so that a bucket is asked for no more than the image.
 """
 
+import re
 import struct
 import zipfile
 import zlib
@@ -13,6 +14,8 @@ from fisa_platform import storage
 
 _HEADER = struct.Struct("<4s22xHH")
 """A file's own header: signature, and the lengths of the name and of the extra field that follow it."""
+
+_IN_ZIP = re.compile(r"(?P<archive>.*?\.zip)/(?P<name>.*)", re.IGNORECASE | re.DOTALL)
 
 _EXTRA = 512
 """Bytes that are read for an extra field, whose length only the header tells; a longer one is read again."""
@@ -33,8 +36,8 @@ class Member:
 
 def split(uri: str) -> tuple[str, str] | None:
     """The zip and the name in it that a location means; None for a location outside of any zip."""
-    archive, mark, name = f"{uri}/".partition(".zip/")
-    return (f"{archive}.zip", name.rstrip("/")) if mark else None
+    found = _IN_ZIP.fullmatch(f"{uri}/")
+    return (found["archive"], found["name"].rstrip("/")) if found else None
 
 
 def list_names(archive_uri: str, folder: str = "") -> list[str]:
@@ -87,6 +90,11 @@ def _members(archive_uri: str) -> dict[str, Member]:
             found = [info for info in archive.infolist() if not _is_left_out(info.filename)]
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"{archive_uri}: not a zip that can be read ({error}); fetch it again") from error
+    for info in found:
+        if storage.leads_out(info.filename):
+            raise ValueError(
+                f"{archive_uri}: holds {info.filename!r}, which leads out of it; pack it without '..'"
+            )
     folders = {info.filename.partition("/")[0] if "/" in info.filename else "" for info in found}
     common = f"{folders.pop()}/" if len(folders) == 1 else "/"
     return {info.filename.removeprefix(common).removeprefix("./"): _member(info) for info in found}

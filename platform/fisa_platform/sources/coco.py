@@ -240,6 +240,8 @@ def _missing_file(
     kind: str, folder_uri: str, file_name: str, listing: Callable[[str], Collection[str]]
 ) -> str | None:
     """A reason where `file_name`, which may name a folder too, is not there; one listing serves a folder."""
+    if storage.leads_out(file_name):
+        return f"{kind} {file_name!r} leads out of its folder, {folder_uri}"
     subfolder, name = posixpath.split(file_name)
     parent = storage.join(folder_uri, subfolder) if subfolder else folder_uri
     return None if name in listing(parent) else f"{kind} {storage.join(folder_uri, file_name)} does not exist"
