@@ -7,22 +7,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fisa_model.config import FISAConfig
+    from fisa_model.class_lists import load_class_list
+    from fisa_model.config import FISAConfig, fisa_vit_l14_336
     from fisa_model.fisa import build_fisa
+    from fisa_model.mask_generators import MaskProposals
+    from fisa_model.objective import FISAObjective
     from fisa_model.predictor import FISAPredictor
     from fisa_model.vocabulary import Vocabulary
+    from fisa_model.weights import save_fisa
 
-__all__ = ["FISAConfig", "FISAPredictor", "Vocabulary", "build_fisa"]
+__all__ = [
+    "FISAConfig",
+    "FISAObjective",
+    "FISAPredictor",
+    "MaskProposals",
+    "Vocabulary",
+    "build_fisa",
+    "fisa_vit_l14_336",
+    "load_class_list",
+    "save_fisa",
+]
 
 _HOME = {
-    "FISAConfig": "fisa_model.config",
-    "FISAPredictor": "fisa_model.predictor",
-    "Vocabulary": "fisa_model.vocabulary",
-    "build_fisa": "fisa_model.fisa",
+    "FISAConfig": "config",
+    "FISAObjective": "objective",
+    "FISAPredictor": "predictor",
+    "MaskProposals": "mask_generators",
+    "Vocabulary": "vocabulary",
+    "build_fisa": "fisa",
+    "fisa_vit_l14_336": "config",
+    "load_class_list": "class_lists",
+    "save_fisa": "weights",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -181,6 +181,8 @@ class FISAPredictor:
         panoptic: PanopticConfig = DEFAULT_PANOPTIC,
     ) -> list[Segmentation]:
         """Labels pictures of any sizes with one vocabulary, in one pass of the model."""
+        if isinstance(images, str | Path):
+            raise ValueError(f"images is a list of pictures, got {str(images)!r}; use `segment` for one")
         vocabulary = classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
         arrays = [read_picture(image) for image in images]
         if proposals is None:

@@ -29,8 +29,14 @@ def check_proposals(proposals: MaskProposals, size: tuple[int, int]) -> None:
     """Refuse proposals that are damaged, or not of an image of (H, W) pixels.
 
     Raises:
-        ValueError: a value is NaN or infinite, or masks have no pixels or not the image's proportions.
+        ValueError: they are no MaskProposals, a value is NaN or infinite, or masks have no pixels or not the
+            image's proportions.
     """
+    if not isinstance(proposals, MaskProposals):
+        raise ValueError(
+            f"proposals of an image must be MaskProposals, got {type(proposals).__name__}; make them of mask "
+            "logits [Q, h, w] and scores [Q]"
+        )
     for name in ("mask_logits", "scores"):
         if not np.isfinite(getattr(proposals, name)).all():
             raise ValueError(f"{name} of the proposals are NaN or infinite; run the mask generator again")

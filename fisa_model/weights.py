@@ -117,10 +117,12 @@ def load_clip(config: CLIPConfig) -> LoadedCLIP:
         reason = (
             "it is no file of tensors" if unsafe else textwrap.shorten(str(error), 300, placeholder=" ...")
         )
+        advice = "give weights of this architecture, as open_clip or OpenAI publish them"
+        if isinstance(error, OSError):
+            advice = "check the network or the path; a file of weights that is on this machine will do, too"
         raise ValueError(
             f"CLIP {config.model!r} with weights {config.weights!r} could not be loaded "
-            f"({type(error).__name__}: {reason}); give weights of this architecture, as open_clip or OpenAI "
-            "publish them"
+            f"({type(error).__name__}: {reason}); {advice}"
         ) from (None if unsafe else error)
     model = model.eval().requires_grad_(requires_grad=False)
     visual: Any = model.visual

@@ -69,6 +69,19 @@ BATCH_PIXELS = 8_000_000
 """Pixels, at the generator's own test size, that go through a network at once; a photo of COCO has 0.9 M."""
 
 
+def check_generator(name: str, weights: str | None) -> None:
+    """Raises ValueError for an unknown name, for weights that a generator lacks, or for lack of them."""
+    if name not in GENERATORS:
+        raise ValueError(f"unknown mask generator {name!r}; choose one of {', '.join(GENERATORS)}")
+    if name == "felzenszwalb" and weights is not None:
+        raise ValueError(
+            f"generator 'felzenszwalb' has no weights, got {weights!r}; leave them out "
+            "(generator_weights: null), or choose the generator that they belong to"
+        )
+    if name == "detectron2" and weights is None:
+        raise ValueError("generator 'detectron2' needs weights, got none; give its output folder")
+
+
 def load_mask_generator(
     name: str,
     *,
@@ -86,9 +99,8 @@ def load_mask_generator(
         precision: `bf16` computes backbone and transformer of a network in bfloat16.
         batch_pixels: resized pixels of one size that a network takes at once; at least one image.
     """
+    check_generator(name, weights)
     if name == "felzenszwalb":
-        if weights is not None:
-            raise ValueError(f"generator 'felzenszwalb' has no weights, got {weights!r}; leave weights out")
         from fisa_model.mask_generators.felzenszwalb import FelzenszwalbGenerator
 
         return FelzenszwalbGenerator()
@@ -98,12 +110,8 @@ def load_mask_generator(
         return Mask2FormerGenerator.load(
             weights or DEFAULT_WEIGHTS, device=device, precision=precision, batch_pixels=batch_pixels
         )
-    if name == "detectron2":
-        if weights is None:
-            raise ValueError("generator 'detectron2' needs weights, got none; give its output folder")
-        from fisa_model.mask_generators.detectron2 import Detectron2Generator
+    from fisa_model.mask_generators.detectron2 import Detectron2Generator
 
-        return Detectron2Generator.load(
-            weights, device=device, precision=precision, batch_pixels=batch_pixels
-        )
-    raise ValueError(f"unknown mask generator {name!r}; choose one of {', '.join(GENERATORS)}")
+    return Detectron2Generator.load(
+        weights or "", device=device, precision=precision, batch_pixels=batch_pixels
+    )

@@ -147,6 +147,10 @@ def inspect(
     from fisa_platform.rendering import encode_picture
 
     version = manifest.open_version(storage.make_absolute(uri))
+    if show and not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{output}: there is no such folder; make it, or choose another --output")
+    if show and output.suffix.lower() != ".png":
+        raise ValueError(f"{output}: the drawing is a PNG; give --output a name that ends in .png")
     _say(inspection.describe(version))
     if show:
         output.write_bytes(encode_picture(inspection.show(version, show)))

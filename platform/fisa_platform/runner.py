@@ -161,7 +161,8 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
             inputs[path] = _read_input(uri, known)
             reads[path] = f"{uri} (there)"
         except (OSError, ValueError) as error:
-            reads[path] = f"{uri} (missing)"
+            absent = isinstance(error, FileNotFoundError)
+            reads[path] = f"{uri} ({'missing' if absent else 'cannot be looked at'})"
             problems.append(f"config.{path}: {error}")
     version = None
     if job.output_uri is not None:

@@ -165,14 +165,37 @@ def _read_text(path: Path) -> str:
 
 def _sentence(spec_path: str, mistake: Mistake, source: YamlSource, overrides: Sequence[str]) -> str:
     """File and line, or the `--set`, that made the mistake; then its dotted path and what is wrong."""
-    origin = spec_path
-    set_by = [o for o in overrides if f"{mistake.path}.".startswith(o.partition("=")[0].strip() + ".")]
+    origin, hint = spec_path, ""
     # What a config's own check refuses starts with the field's name.
     first_word = re.match(r"\w*", mistake.message)
     field_path = join_path(mistake.path, first_word.group() if first_word else "")
     line = source.lines.get(field_path) or source.line_of(mistake.path)
+    set_by = [o for o in overrides if _made(o, mistake.path, field_path, source)]
     if set_by:
         origin = f"{spec_path} with --set {set_by[-1]}"
+        hint = _other_step(mistake, source)
     elif line is not None and mistake.path:
         origin = f"{spec_path}:{line}"
-    return f"{origin}: {mistake.path}: {mistake.message}" if mistake.path else f"{origin}: {mistake.message}"
+    place = f"{origin}: {mistake.path}" if mistake.path else origin
+    return f"{place}: {mistake.message}{hint}"
+
+
+def _made(override: str, path: str, field_path: str, source: YamlSource) -> bool:
+    """Whether an override set the value at a place or above it, or brought something above it into being."""
+    place = override.partition("=")[0].strip()
+    if any(f"{where}.".startswith(f"{place}.") for where in (path, field_path)):
+        return True
+    keys = place.split(".")
+    above = [".".join(keys[:count]) for count in range(1, len(keys))]
+    new = next((where for where in above if where not in source.lines), None)
+    return new is not None and f"{path}.".startswith(f"{new}.")
+
+
+def _other_step(mistake: Mistake, source: YamlSource) -> str:
+    """For a step that the file does not have, the one that may be meant."""
+    found = re.match(r"(config\.steps)\.([^.]+)", mistake.path)
+    if found is None or found.group() in source.lines:
+        return ""
+    start = f"{found[1]}."
+    steps = {path.removeprefix(start).partition(".")[0] for path in source.lines if path.startswith(start)}
+    return suggestion(found[2], sorted(steps))

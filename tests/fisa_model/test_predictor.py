@@ -185,6 +185,8 @@ def test_mistakes_are_named(predictor: FISAPredictor, tmp_path: Path) -> None:
         predictor.prepare([], [])
     with pytest.raises(ValueError, match="1 images came with proposals of 0"):
         predictor.segment_batch([picture()], ["cat"], proposals=[])
+    with pytest.raises(ValueError, match=r"images is a list of pictures, got 'street.jpg'; use `segment`"):
+        predictor.segment_batch("street.jpg", ["cat"])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from fisa_platform.sources.coco import read_coco_panoptic, write_panoptic
 from fisa_platform.sources.index import read_image_folder
 
 VOCABULARY = Vocabulary((Category(3, "cat"), Category(7, "grass", is_thing=False)))
+CATEGORIES = VOCABULARY.to_json()
 IDS = np.array([[5, 5, 9], [5, 9, 9]], dtype=np.int32)
 DOCUMENT = {
     "images": [{"id": 1, "file_name": "one.jpg", "height": 2, "width": 3}],
@@ -185,20 +186,20 @@ def prediction(image_id, file_name):
 
 def test_exported_predictions_read_back_as_a_source(tmp_path):
     rows = (prediction(image_id, f"{name}.jpg") for image_id, name in [("1", "one"), ("007", "two")])
-    assert write_panoptic(str(tmp_path), rows, VOCABULARY) == 2
+    assert write_panoptic(str(tmp_path), rows, VOCABULARY.to_json()) == 2
     for name in ("one.jpg", "two.jpg"):
         storage.write_bytes(f"{tmp_path}/images/{name}", b"a photo")
     index = read_coco_panoptic(f"{tmp_path}/images", f"{tmp_path}/panoptic", f"{tmp_path}/panoptic.json")
-    assert index.rows["image_id"].to_pylist() == ["1", "007"]
+    assert index.rows["image_id"].to_pylist() == ["1", "2"]
     assert index.vocabulary == VOCABULARY
     assert decode_panoptic((tmp_path / "panoptic" / "one.png").read_bytes()).tolist() == IDS.tolist()
 
 
 def test_an_export_holds_what_the_field_reads(tmp_path):
-    write_panoptic(str(tmp_path), [prediction("139", "a/one.jpg"), prediction("007", "two.jpg")], VOCABULARY)
+    write_panoptic(str(tmp_path), [prediction("139", "a/one.jpg"), prediction("7", "two.jpg")], CATEGORIES)
     document = storage.read_json(f"{tmp_path}/panoptic.json")
-    # Only "139" is the decimal form of an int.
-    assert [image["id"] for image in document["images"]] == [139, "007"]
+    assert [image["id"] for image in document["images"]] == [139, 7]
+    assert [annotation["image_id"] for annotation in document["annotations"]] == [139, 7]
     assert document["annotations"][0] == {
         "image_id": 139,
         "file_name": "a/one.png",
@@ -227,7 +228,7 @@ def test_an_export_holds_what_the_field_reads(tmp_path):
 
 def test_two_images_that_would_share_a_png_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"written as one.png; rename 'one.webp'"):
-        write_panoptic(str(tmp_path), [prediction("1", "one.jpg"), prediction("2", "one.webp")], VOCABULARY)
+        write_panoptic(str(tmp_path), [prediction("1", "one.jpg"), prediction("2", "one.webp")], CATEGORIES)
 
 
 @pytest.mark.parametrize(("name", "images", "segments"), [("coco_panoptic", 2, 50), ("coco_stuff", 13, 159)])

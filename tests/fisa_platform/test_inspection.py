@@ -90,6 +90,16 @@ def test_what_has_no_images_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureF
     assert "has no images, proposals or predictions to show" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "words"), [("none/x.png", "no such folder"), ("x.txt", "ends in .png")])
+def test_a_drawing_that_could_not_be_written_is_not_begun(
+    images: Version, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", images.uri, "--show", "1", "--output", str(tmp_path / name)])
+    assert ended.value.code == 1
+    assert words in capsys.readouterr().err
+
+
 def test_labels_of_a_folder_are_drawn_on_its_pictures(images: Version, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     pending = manifest.new_version(str(tmp_path / "labels"), "some")

@@ -132,6 +132,14 @@ def test_all_mistakes_are_reported_at_once(spec: Path) -> None:
         ),
         ("config.iteration=3", "did you mean 'iterations'?"),
         ("config.iterations", "--set: expected a dotted name, '=' and a value, got 'config.iterations'"),
+        (
+            "config.iterations=-1",
+            "copy.yaml with --set config.iterations=-1: config: iterations must be 1 or",
+        ),
+        (
+            "compute.workres.min=1",
+            "copy.yaml with --set compute.workres.min=1: compute.workres: unknown field",
+        ),
         ("config.rate.x=3", "config.rate.x: cannot be set, as something above it is no mapping"),
     ],
 )
@@ -163,6 +171,12 @@ def test_steps_of_a_pipeline_share_its_output(spec: Path) -> None:
     assert steps["second"].config == CopyConfig(
         output_uri="/else/second", images_uri="/else/first", iterations=2
     )
+
+
+def test_an_override_of_a_step_that_is_not_there_suggests_another(spec: Path) -> None:
+    [found] = mistakes(spec, PIPELINE, "config.steps.frist.config.iterations=2")
+    assert "copy.yaml with --set config.steps.frist.config.iterations=2: config.steps.frist.stage:" in found
+    assert found.endswith("did you mean 'first'?")
 
 
 @pytest.mark.parametrize(

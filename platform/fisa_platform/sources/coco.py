@@ -3,7 +3,7 @@
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,17 +61,23 @@ def read_coco_panoptic(images_uri: str, panoptic_uri: str, json_uri: str) -> Ind
     )
 
 
-def write_panoptic(folder_uri: str, rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary) -> int:
+def write_panoptic(
+    folder_uri: str, rows: Iterable[Mapping[str, Any]], categories: Sequence[Mapping[str, Any]]
+) -> int:
     """Write predictions as `panoptic.json` and a folder `panoptic/` of PNGs, as the field's tools read them.
+
+    COCO's ids are whole numbers. Ids that are such numbers go back as they came; where any is a name, images
+    are counted from 1, and their file names tell which they are.
 
     Args:
         folder_uri: where the two go.
         rows: rows of the predictions table; read once, so a generator will do.
-        vocabulary: the classes that the rows' category ids belong to.
+        categories: COCO's list of the classes that the rows' category ids belong to.
 
     Returns:
         The number of images written.
     """
+    names: list[str] = []
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     written: set[str] = set()
@@ -81,13 +87,17 @@ def write_panoptic(folder_uri: str, rows: Iterable[Mapping[str, Any]], vocabular
             raise ValueError(f"two images would be written as {png_name}; rename {row['file_name']!r}")
         written.add(png_name)
         storage.write_bytes(storage.join(folder_uri, "panoptic", png_name), row["panoptic"])
-        image_id = _json_id(row["image_id"])
-        size = {"height": row["height"], "width": row["width"]}
-        images.append({"id": image_id, "file_name": row["file_name"], **size})
-        annotations.append(
-            {"image_id": image_id, "file_name": png_name, "segments_info": _exported_segments(row)}
-        )
-    document = {"images": images, "annotations": annotations, "categories": vocabulary.to_json()}
+        names.append(row["image_id"])
+        images.append({"file_name": row["file_name"], "height": row["height"], "width": row["width"]})
+        annotations.append({"file_name": png_name, "segments_info": _exported_segments(row)})
+    ids = _json_ids(names)
+    document = {
+        "images": [{"id": i, **image} for i, image in zip(ids, images, strict=True)],
+        "annotations": [
+            {"image_id": i, **annotation} for i, annotation in zip(ids, annotations, strict=True)
+        ],
+        "categories": list(categories),
+    }
     storage.write_json(storage.join(folder_uri, "panoptic.json"), document)
     return len(images)
 
@@ -272,6 +282,8 @@ def _exported_segments(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _json_id(image_id: str) -> int | str:
-    """COCO's ids are ints; ours are strings, so what reads as an int goes back as one."""
-    return int(image_id) if re.fullmatch(r"0|-?[1-9][0-9]*", image_id) else image_id
+def _json_ids(names: Sequence[str]) -> list[int]:
+    """Our ids are strings: the numbers that they read as, or, if not all do, numbers from 1."""
+    if all(re.fullmatch(r"0|-?[1-9][0-9]*", name) for name in names):
+        return [int(name) for name in names]
+    return list(range(1, len(names) + 1))

@@ -272,8 +272,8 @@ def _score_table(scores: dict[str, dict[str, float]]) -> str:
     from fisa_platform.evaluation.summary import METRICS
 
     columns = [name for name in METRICS if any(name in values for values in scores.values())]
-    lines = [f"{'':8}" + "".join(f"{name:>8}" for name in columns)]
+    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in columns)]
     for subset, values in scores.items():
-        cells = "".join(f"{values[name]:8.1f}" if name in values else f"{'-':>8}" for name in columns)
+        cells = "".join(f"{values[name]:9.1f}" if name in values else f"{'-':>9}" for name in columns)
         lines.append(f"{subset:8}{cells}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fisa_model.config import PanopticConfig
-from fisa_model.mask_generators import GeneratorName
+from fisa_model.mask_generators import GeneratorName, check_generator
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.compute import Compute
@@ -78,6 +78,8 @@ class LabelConfig:
             )
         if self.things or self.stuff:
             Vocabulary.from_names(self.things or [], stuff=self.stuff or [])  # refuses names that occur twice
+        if self.proposals_uri is None:
+            check_generator(self.generator, self.generator_weights)
         check_apart(self.output_uri, self.images_uri)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
@@ -240,12 +242,18 @@ def write_labels(batch: pa.Table, *, output_uri: str) -> pa.Table:
 def _export(written: Written, output_uri: str, vocabulary: Vocabulary) -> list[str]:
     """Write COCO's form, and name all files but the tables."""
     from fisa_platform import storage
+    from fisa_platform.rendering import class_colour
     from fisa_platform.rows import TableRows
     from fisa_platform.schema import PREDICTIONS
     from fisa_platform.sources.coco import write_panoptic
 
     files = [uri for uri in written.files if "/predictions/" in uri]
-    write_panoptic(output_uri, TableRows(files, PREDICTIONS.names), vocabulary)
+    # panopticapi takes colours from the file, and COCO's own categories have groups.
+    categories = [
+        {**category, "supercategory": category["name"], "color": list(class_colour(index))}
+        for index, category in enumerate(vocabulary.to_json())
+    ]
+    write_panoptic(output_uri, TableRows(files, PREDICTIONS.names), categories)
     # Their names come from the images, so a task that was run again wrote the same ones.
     paths = storage.list_files(output_uri)
     return [storage.join(output_uri, path) for path in paths if not path.endswith(".parquet")]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fisa_model.mask_generators import BATCH_PIXELS, GeneratorName, Precision
+from fisa_model.mask_generators import BATCH_PIXELS, GeneratorName, Precision, check_generator
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.mask_codec import MaskEncoding
@@ -71,6 +71,8 @@ class ProposeConfig:
                 "generator_uri names a Mask2Former: generator must be 'mask2former' and generator_weights "
                 f"none, got {self.generator!r} and {self.generator_weights!r}"
             )
+        if self.generator != "oracle":
+            check_generator(self.generator, self.generator_weights)
         for name in ("batch_size", "batch_pixels", "rows_per_file"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

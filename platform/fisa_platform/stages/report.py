@@ -107,7 +107,8 @@ def comparison(result: Mapping[str, Any]) -> str:
         cells = ""
         for metric in ("PQ", "mIoU"):
             if metric in before and metric in after:
-                difference = after[metric] - before[metric]
+                # Of the numbers that stand beside it, so that a reader's own subtraction agrees.
+                difference = round(after[metric], 1) - round(before[metric], 1)
                 cells += f"{before[metric]:8.1f}{after[metric]:8.1f}{difference:+8.1f}"
             else:
                 cells += f"{'-':>8}" * 3

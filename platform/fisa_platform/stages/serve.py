@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from fisa_model.config import PanopticConfig
-from fisa_model.mask_generators import GeneratorName
+from fisa_model.mask_generators import GeneratorName, check_generator
 from fisa_platform.classifier import ClassifierConfig, check_weights
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
@@ -66,6 +66,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not self.host:
             raise ValueError("host is empty; write 127.0.0.1 for this machine, 0.0.0.0 for all addresses")
+        check_generator(self.generator, self.generator_weights)
         if not 1 <= self.port <= 65_535:
             raise ValueError(f"port must be 1 to 65535, got {self.port}")
 
