@@ -190,9 +190,27 @@ def test_exported_predictions_read_back_as_a_source(tmp_path):
     for name in ("one.jpg", "two.jpg"):
         storage.write_bytes(f"{tmp_path}/images/{name}", b"a photo")
     index = read_coco_panoptic(f"{tmp_path}/images", f"{tmp_path}/panoptic", f"{tmp_path}/panoptic.json")
-    assert index.rows["image_id"].to_pylist() == ["1", "2"]
+    assert index.rows["image_id"].to_pylist() == ["1", "7"]
     assert index.vocabulary == VOCABULARY
     assert decode_panoptic((tmp_path / "panoptic" / "one.png").read_bytes()).tolist() == IDS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["139", "007", "-1"], [139, 7, -1]),
+        (["000000000139"], [139]),
+        (["cat", "7"], [1, 2]),
+        (["7", "07"], [1, 2]),
+        (["\u0663"], [1]),
+    ],
+)
+def test_exported_ids_are_whole_numbers(tmp_path, names, ids):
+    rows = [prediction(name, f"{number}.jpg") for number, name in enumerate(names)]
+    write_panoptic(str(tmp_path), rows, CATEGORIES)
+    document = storage.read_json(f"{tmp_path}/panoptic.json")
+    assert [image["id"] for image in document["images"]] == ids
+    assert [annotation["image_id"] for annotation in document["annotations"]] == ids
 
 
 def test_an_export_holds_what_the_field_reads(tmp_path):

@@ -66,8 +66,9 @@ def write_panoptic(
 ) -> int:
     """Write predictions as `panoptic.json` and a folder `panoptic/` of PNGs, as the field's tools read them.
 
-    COCO's ids are whole numbers. Ids that are such numbers go back as they came; where any is a name, images
-    are counted from 1, and their file names tell which they are.
+    COCO's ids are whole numbers. Ids that read as such go back as those (a photo of COCO's that was read from
+    a folder, 000000142238, has COCO's own id); where any is a name, images are counted from 1, and their file
+    names tell which they are.
 
     Args:
         folder_uri: where the two go.
@@ -283,7 +284,9 @@ def _exported_segments(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _json_ids(names: Sequence[str]) -> list[int]:
-    """Our ids are strings: the numbers that they read as, or, if not all do, numbers from 1."""
-    if all(re.fullmatch(r"0|-?[1-9][0-9]*", name) for name in names):
-        return [int(name) for name in names]
+    """Our ids are strings: the numbers that they read as, or, if not all do or two are the same, from 1."""
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
+        ids = [int(name) for name in names]
+        if len(set(ids)) == len(ids):
+            return ids
     return list(range(1, len(names) + 1))
