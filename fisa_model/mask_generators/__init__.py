@@ -112,6 +112,5 @@ def load_mask_generator(
         )
     from fisa_model.mask_generators.detectron2 import Detectron2Generator
 
-    return Detectron2Generator.load(
-        weights or "", device=device, precision=precision, batch_pixels=batch_pixels
-    )
+    assert weights is not None  # checked above
+    return Detectron2Generator.load(weights, device=device, precision=precision, batch_pixels=batch_pixels)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from fisa_platform import storage
 from fisa_platform.manifest import MANIFEST_NAME, open_version
 
-_VERSION = re.compile(r"[0-9a-f]{16}")
-_IN_VERSION = re.compile(
-    rf"(?P<version>(?:.*/)?{_VERSION.pattern})/(?P<file>(?:run-[0-9a-f]{{12}}|ray_train)/.+)"
-)
+_VERSION = r"[0-9a-f]{16}"
+_FILE = r"(?:run-[0-9a-f]{12}|ray_train)/.+"
+_IN_VERSION = re.compile(rf"(?P<version>(?:.*/)?{_VERSION})/(?P<file>{_FILE})")
 _THREADS = 16
 
 
