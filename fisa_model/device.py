@@ -1,6 +1,8 @@
-"""Where a model runs and in what arithmetic, when nobody says."""
+"""Where a model runs and in what arithmetic."""
 
 import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def default_device() -> str:
@@ -12,3 +14,30 @@ def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware computes with it, and float32 elsewhere."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
+
+
+def check_device(device: torch.device | str | None) -> torch.device:
+    """The device that was asked for; None is the default.
+
+    Raises:
+        ValueError: torch has no such device, or this machine has none.
+    """
+    try:
+        found = torch.device(default_device() if device is None else device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"device {str(device)!r} is not one of this machine's; give 'cpu', 'cuda', 'cuda:<index>' or "
+            f"'mps', or leave it out for {default_device()!r}"
+        ) from error
+    return found
+
+
+def check_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The arithmetic that was asked for; None is the device's default."""
+    if dtype is None:
+        return default_dtype(device)
+    if dtype not in DTYPES:
+        accepted = ", ".join(map(str, DTYPES))
+        raise ValueError(f"dtype must be one of {accepted} or left out, got {dtype!r}")
+    return dtype

@@ -36,6 +36,11 @@ class Prediction:
     """(H, W) of the image."""
 
     def panoptic(self, is_thing: Sequence[bool], config: PanopticConfig = DEFAULT_PANOPTIC) -> PanopticResult:
+        if not isinstance(config, PanopticConfig):
+            raise ValueError(
+                f"panoptic rules must be a PanopticConfig, got {config!r}; write "
+                "PanopticConfig(preset='maskclip_coco') or another preset"
+            )
         object_threshold, overlap_threshold = config.thresholds
         return postprocess.panoptic(
             self.class_probs,

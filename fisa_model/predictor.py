@@ -12,17 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fisa_model.config import TOY_CLIP, AdapterConfig, EnsembleConfig, FISAConfig, PanopticConfig, SEVEConfig
-from fisa_model.device import default_device, default_dtype
+from fisa_model.config import AdapterConfig, EnsembleConfig, FISAConfig, PanopticConfig, SEVEConfig
+from fisa_model.device import check_device, check_dtype
 from fisa_model.ensemble import ensemble
 from fisa_model.fisa import FISA, AdaptedMasks, FISAOutput, build_fisa
-from fisa_model.mask_generators import (
-    BatchMaskGenerator,
-    MaskGenerator,
-    MaskProposals,
-    load_mask_generator,
-    propose_masks,
-)
+from fisa_model.mask_generators import MaskGenerator, MaskProposals, propose_masks
+from fisa_model.mask_generators.default import DefaultGenerator
 from fisa_model.pictures import Picture, read_picture
 from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
 from fisa_model.segmentation import Segmentation, name_segments
@@ -91,6 +86,11 @@ class FISAPredictor:
         """
         if ensemble is not None and trained_on is None:
             raise ValueError("an ensemble needs the vocabulary of training, and these weights do not say it")
+        if not callable(generator):
+            raise ValueError(
+                f"a generator is a function from an RGB array [H, W, 3] to MaskProposals, got {generator!r}; "
+                "fisa_model.mask_generators.load_mask_generator makes one of a name"
+            )
         self.model = model.eval()
         self.text_encoder = text_encoder
         self.generator = generator
@@ -98,7 +98,7 @@ class FISAPredictor:
         self.templates = get_templates(templates)
         self.ensemble = ensemble
         self.trained_on = trained_on
-        self.dtype = dtype or default_dtype(model.device)
+        self.dtype = check_dtype(dtype, model.device)
         self._encode = torch.compile(model.encode_images) if compile else model.encode_images
 
     @classmethod
@@ -116,7 +116,7 @@ class FISAPredictor:
 
         `device` None is the GPU where there is one.
         """
-        device = device or default_device()
+        device = check_device(device)
         saved = read_fisa(path)
         model, text_encoder = build_fisa(saved.config)
         saved.load_into(model)
@@ -143,7 +143,7 @@ class FISAPredictor:
         compile: bool = False,
     ) -> "FISAPredictor":
         """The frozen CLIP of a config with mask attention and nothing that was trained."""
-        device = device or default_device()
+        device = check_device(device)
         model, text_encoder = build_fisa(baseline_of(config))
         generator = generator or DefaultGenerator(config, device)
         return cls(
@@ -329,21 +329,3 @@ def baseline_of(config: FISAConfig) -> FISAConfig:
     return dataclasses.replace(
         config, trained="none", seve=SEVEConfig(enabled=False), adapter=AdapterConfig(layers=0)
     )
-
-
-class DefaultGenerator:
-    """The generator that belongs to a model, loaded when it is first asked."""
-
-    def __init__(self, config: FISAConfig, device: torch.device | str) -> None:
-        self.name = "felzenszwalb" if config.clip.model == TOY_CLIP else "mask2former"
-        self.device = str(device)
-        self._loaded: BatchMaskGenerator | None = None
-
-    def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
-        return self.batch([image])[0]
-
-    def batch(self, images: Sequence[NDArray[np.uint8]]) -> list[MaskProposals]:
-        """What it proposes for each of several images."""
-        if self._loaded is None:
-            self._loaded = load_mask_generator(self.name, device=self.device)
-        return self._loaded.batch(images)

@@ -135,6 +135,10 @@ class Vocabulary:
                 raise ValueError(
                     f"class names must be a list of strings, got the string {group!r}; write [{group!r}]"
                 )
+            if not isinstance(group, Sequence):
+                raise ValueError(
+                    f"class names must be a list of strings, got {type(group).__name__}; write ['cat', 'dog']"
+                )
         things, names = len(names), [*names, *stuff]
         if odd := [name for name in names if not isinstance(name, str)]:
             raise ValueError(f"class names must be text, got {odd[0]!r}; write it in quotes")

@@ -168,7 +168,13 @@ def read_architecture(config: CLIPConfig) -> Any:
     """An open_clip model on the meta device: its shapes, without weights."""
     name = _open_clip_name(config)
     _check_source(name, config.weights)
-    model = open_clip.create_model(name, load_weights=False, device="meta")
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # open_clip warns of missing weights, which nobody wants here
+    try:
+        model = open_clip.create_model(name, load_weights=False, device="meta")
+    finally:
+        root.setLevel(level)
     return model.requires_grad_(requires_grad=False)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from fisa_platform import compute, manifest, storage
 from fisa_platform.job import Job, StageContext, to_json, without_uris
 from fisa_platform.manifest import Input, Version
+from fisa_platform.model_check import model_problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,13 @@ def _labelled(progress: Callable[[str], None], label: str, line: str) -> None:
 def outline_jobs(jobs: Mapping[str, Job]) -> list[Plan]:
     """What `run_jobs` would read and write, without looking at any location."""
     return [
-        Plan(name=name, job=job, reads=job.input_uris(), state="not looked at", problems=[])
+        Plan(
+            name=name,
+            job=job,
+            reads=job.input_uris(),
+            state="not looked at",
+            problems=model_problems(job.config),
+        )
         for name, job in jobs.items()
     ]
 
@@ -107,6 +114,8 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
             return Outcome(name=name, version=version, ran=False, seconds=0.0, message=message)
         pending = manifest.new_version(output_uri, fingerprint)
         _make_folder(output_uri)
+    if problems := model_problems(job.config):
+        raise ValueError("; ".join(problems))
     if job.stage.uses_ray:
         compute.connect()
         compute.check_fits(job.compute)
@@ -150,7 +159,7 @@ def _read_input(uri: str, made: Mapping[str, Version]) -> Input:
 def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[Plan, Version | None]:
     inputs: dict[str, Input] = {}
     reads: dict[str, str] = {}
-    problems: list[str] = []
+    problems = model_problems(job.config)
     input_uris = job.input_uris()
     known = {uri: version for uri, version in made.items() if version is not None}
     for path, uri in input_uris.items():

@@ -200,7 +200,7 @@ def fingerprint(uri: str) -> str:
     A file counts by its size and its time of change (or ETag), a folder by the names and that of its files.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: nothing is there, or an empty folder.
     """
     if not exists(uri):
         raise FileNotFoundError(f"{uri}: nothing is there; check the path, or write it first")
@@ -211,6 +211,8 @@ def fingerprint(uri: str) -> str:
             marks: list[Any] = sorted(_stamps(uri).items())
         else:
             marks = [info["size"], _stamp_of(info)]
+    if not marks:
+        raise FileNotFoundError(f"{uri}: is an empty folder; check the path, or write to it first")
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
 
 

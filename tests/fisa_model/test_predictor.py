@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -229,6 +230,29 @@ def test_device_and_dtype_are_chosen(predictor: FISAPredictor) -> None:
     assert default_device() == ("cuda" if gpu else "cpu")
     assert default_dtype(torch.device("cpu")) is torch.float32
     assert predictor.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"device": "gpu"}, "device 'gpu' is not one of this machine's; give 'cpu', 'cuda'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not one of this machine's"),
+        ({"dtype": "bf16"}, "dtype must be one of torch.float32, torch.bfloat16, .* got 'bf16'"),
+        ({"dtype": torch.int32}, "got torch.int32"),
+        ({"generator": "mask2former"}, "a generator is a function .* got 'mask2former'"),
+    ],
+)
+def test_what_a_predictor_cannot_run_on_is_refused(
+    config: FISAConfig, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        FISAPredictor.baseline(config, **wrong)
+
+
+def test_panoptic_rules_are_a_config(predictor: FISAPredictor) -> None:
+    rules: Any = "maskclip_coco"
+    with pytest.raises(ValueError, match="must be a PanopticConfig, got 'maskclip_coco'; write"):
+        predictor.segment(picture(), ["cat"], panoptic=rules)
 
 
 def test_bfloat16_is_a_switch(model: FISA, text_encoder: TextEncoder, predictor: FISAPredictor) -> None:

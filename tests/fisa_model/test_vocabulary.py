@@ -1,5 +1,7 @@
 """Names, ids and synonyms."""
 
+from typing import Any
+
 import pytest
 
 from fisa_model.vocabulary import LITERAL, TEMPLATES, Category, Vocabulary, get_templates
@@ -102,10 +104,12 @@ def test_templates_are_known_by_name() -> None:
         (["traffic light", "traffic  light"], "class name 'traffic light' occurs more than once"),
         (["cat", 1], "class names must be text, got 1"),
         (["cat", " , "], "class name ' , ' is empty"),
-        ("cat", "class names must be a list"),
+        ("cat", "class names must be a list of strings, got the string 'cat'"),
+        ({"cat": 1}, "class names must be a list of strings, got dict"),
+        (None, "class names must be a list of strings, got NoneType"),
     ],
 )
-def test_mistakes_in_names_are_named(names: list[str], message: str) -> None:
+def test_mistakes_in_names_are_named(names: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Vocabulary.from_names(names)
 

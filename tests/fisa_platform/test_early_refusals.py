@@ -1,9 +1,11 @@
 """What would fail after minutes, or wait forever, is refused at once, by the name the spec has for it."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from fisa_model.config import fisa_toy
@@ -11,7 +13,7 @@ from fisa_model.fisa import build_fisa
 from fisa_model.weights import save_fisa
 from fisa_platform.classifier import ClassifierConfig, check_weights
 from fisa_platform.compute import Compute, check_fits
-from fisa_platform.runner import run_job
+from fisa_platform.runner import outline_jobs, plan_jobs, run_job
 from fisa_platform.spec import job_from_data
 
 
@@ -53,6 +55,42 @@ def label_spec(**changes: Any) -> dict[str, Any]:
     return {"stage": "label", "config": config}
 
 
+def a_picture(folder: Path) -> str:
+    path = folder / "pictures" / "a.png"
+    path.parent.mkdir()
+    PIL.Image.new("RGB", (20, 20)).save(path)
+    return str(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"clip": {"model": "ViT-B-17"}, "image_size": 224}, "unknown CLIP 'ViT-B-17'"),
+        ({"clip": {"model": "toy"}, "image_size": 225}, "must be a multiple of .* patch size 16, got 225"),
+        ({"clip": {"model": "ViT-L-14", "weights": "openai"}, "image_size": 224}, "ViT-L-14-quickgelu"),
+        ({"clip": {"model": "RN50-quickgelu"}, "image_size": 224}, "not a plain ViT"),
+    ],
+)
+def test_a_model_that_cannot_be_built(tmp_path: Path, model: dict[str, Any], reason: str) -> None:
+    uris = {"images_uri": a_picture(tmp_path), "output_uri": f"{tmp_path}/out"}
+    job = job_from_data(label_spec(things=["cat"], classifier={"frozen": model}, **uris))
+    for plan_of in (outline_jobs, plan_jobs):
+        [plan] = plan_of({"label": job})
+        [problem] = plan.problems
+        assert re.search(f"config.classifier.frozen: .*{reason}", problem)
+    with pytest.raises(ValueError, match=f"config.classifier.frozen: .*{reason}"):
+        run_job("label", job, print)
+
+
+def test_an_empty_folder_holds_no_input(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    spec = label_spec(things=["cat"], images_uri=f"{tmp_path}/pictures", output_uri=f"{tmp_path}/out")
+    job = job_from_data(spec)
+    refusal = f"config.images_uri: {tmp_path}/pictures: is an empty folder; check the path"
+    [plan] = plan_jobs({"label": job})
+    assert plan.problems[0].startswith(refusal)
+
+
 def test_a_class_named_twice_is_a_mistake_of_the_spec() -> None:
     with pytest.raises(ValueError, match="config: class name 'cat' occurs more than once"):
         job_from_data(label_spec(things=["cat", "cat"]))
@@ -60,9 +98,8 @@ def test_a_class_named_twice_is_a_mistake_of_the_spec() -> None:
 
 def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    (tmp_path / "pictures").mkdir()
     spec = label_spec(
-        images_uri=str(tmp_path / "pictures"), output_uri=str(tmp_path / "file" / "out"), things=["cat"]
+        images_uri=a_picture(tmp_path), output_uri=str(tmp_path / "file" / "out"), things=["cat"]
     )
     with pytest.raises(OSError, match=r"output_uri: .*/file/out: cannot be made"):
         run_job("label", job_from_data(spec), lambda line: None)

@@ -1,0 +1,38 @@
+"""What is wrong with the models of a job, found from their shapes alone, without weights or workers."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from fisa_model.config import FISAConfig
+from fisa_platform.decode import join_path
+
+ON_A_HUB = "hf-hub:"
+
+
+def model_problems(config: Any) -> list[str]:
+    """A sentence for each model in a stage's config that could not be built."""
+    problems = ((path, _problem(model)) for path, model in _models(config, "config"))
+    return [f"{path}: {problem}" for path, problem in problems if problem is not None]
+
+
+def _models(value: Any, path: str) -> Iterator[tuple[str, FISAConfig]]:
+    if isinstance(value, FISAConfig):
+        yield path, value
+    elif dataclasses.is_dataclass(value):
+        for member in dataclasses.fields(value):
+            yield from _models(getattr(value, member.name), join_path(path, member.name))
+
+
+@cache  # the cells of an experiment share their models
+def _problem(model: FISAConfig) -> str | None:
+    if model.clip.model.startswith(ON_A_HUB):
+        return None  # its shapes would have to be downloaded
+    from fisa_model.fisa import count_parameters
+
+    try:
+        count_parameters(model)
+    except ValueError as error:
+        return str(error)
+    return None
