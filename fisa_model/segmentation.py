@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from fisa_model.postprocess import PanopticResult
 from fisa_model.vocabulary import Vocabulary
@@ -74,10 +75,8 @@ def name_segments(result: PanopticResult, vocabulary: Vocabulary) -> Segmentatio
 
 def _boxes(ids: NDArray[np.int32], count: int) -> dict[int, tuple[int, int, int, int]]:
     """x, y, width, height of segments 1..count, which all have pixels."""
-    boxes = {}
-    for segment_id in range(1, count + 1):
-        inside = ids == segment_id
-        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
-        boxes[segment_id] = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
-    return boxes
+    places = find_objects(ids, max_label=count)
+    return {
+        segment_id: (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        for segment_id, (rows, columns) in enumerate(places, start=1)
+    }

@@ -115,14 +115,16 @@ def _download_weights(uri: str, folder: Path) -> Path:
 
 def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: PanopticConfig) -> dict[str, Any]:
     """The columns of the predictions table that say what was found, from one image's prediction."""
+    from fisa_model.segmentation import name_segments
     from fisa_platform.panoptic_png import encode_panoptic
 
-    result = prediction.panoptic(vocabulary.is_thing, config)
+    result = name_segments(prediction.panoptic(vocabulary.is_thing, config), vocabulary)
     segments = [
         {
             "id": segment.id,
-            "category_id": vocabulary.categories[segment.class_index].id,
+            "category_id": segment.category_id,
             "area": segment.area,
+            "bbox": list(segment.bbox),
             "isthing": segment.is_thing,
             "score": segment.score,
         }

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fisa_platform import storage
-from fisa_platform.manifest import MANIFEST_NAME, open_version
+from fisa_platform.manifest import MANIFEST_NAME, Manifest, open_version
 
 _VERSION = r"[0-9a-f]{16}"
 _FILE = r"(?:run-[0-9a-f]{12}|ray_train)/.+"
@@ -50,7 +50,12 @@ def find_garbage(uri: str) -> Iterator[Garbage]:
     for name, files in sorted(versions.items()):
         version_uri = storage.join(uri, name)
         unfinished = f"{name}/{MANIFEST_NAME}" not in listed
-        named = set() if unfinished else {file.path for file in open_version(version_uri).manifest.files}
-        left = {path: size for path, size in files.items() if path not in named}
+        left = files if unfinished else _unnamed(files, open_version(version_uri).manifest)
         if left:
             yield Garbage(version_uri, left, unfinished)
+
+
+def _unnamed(files: dict[str, int], manifest: Manifest) -> dict[str, int]:
+    named = {file.path for file in manifest.files}
+    folders = tuple(f"{folder.path}/" for folder in manifest.folders)
+    return {path: size for path, size in files.items() if path not in named and not path.startswith(folders)}

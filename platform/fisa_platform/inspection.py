@@ -67,6 +67,9 @@ def _file_lines(version: Version) -> Iterator[str]:
     for folder, found in sorted(sizes.items()):
         counted = f", {rows[folder]} rows" if rows[folder] else ""
         yield f"{folder}: {len(found)} files, {sum(found) / 1e6:.1f} MB{counted}"
+    for counted_folder in version.manifest.folders:
+        name = counted_folder.path.partition("/")[2]
+        yield f"{name}: {counted_folder.files} files, {counted_folder.bytes / 1e6:.1f} MB"
 
 
 def _rejected_lines(version: Version) -> Iterator[str]:

@@ -48,6 +48,9 @@ class StageResult:
     files: Sequence[str] | None = None
     """URIs of the data files below `output.version_uri`; nothing means everything below `output.uri`."""
 
+    folders: Sequence[str] = ()
+    """Names of folders in `output.uri` whose files are counted, not named."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:

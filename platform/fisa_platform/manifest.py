@@ -51,6 +51,17 @@ class DataFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DataFolder:
+    """A folder with a small file for each image, too many to be named one by one."""
+
+    path: str
+    """As that of a file."""
+
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """Everything about a version, so that each number can be traced to the bytes it came from."""
 
@@ -73,6 +84,7 @@ class Manifest:
 
     rows: int | None = None
     files: list[DataFile] = field(default_factory=list)
+    folders: list[DataFolder] = field(default_factory=list)
     vocabulary: list[dict[str, Any]] | None = None
     """Categories in COCO's form: id, name, isthing, synonyms."""
 
@@ -89,7 +101,8 @@ class Manifest:
             )
         inputs = {name: Input(**value) for name, value in raw["inputs"].items()}
         files = [DataFile(**value) for value in raw["files"]]
-        return Manifest(**{**raw, "inputs": inputs, "files": files})
+        folders = [DataFolder(**value) for value in raw.get("folders", [])]
+        return Manifest(**{**raw, "inputs": inputs, "files": files, "folders": folders})
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +198,14 @@ def commit(
     vocabulary: Sequence[Mapping[str, Any]] | None = None,
     extra: Mapping[str, Any] | None = None,
     files: Sequence[str] | None = None,
+    folders: Sequence[str] = (),
 ) -> Version:
     """Make the attempt the version, or accept the version that another run committed first.
 
-    `files` names the data files when they are not simply everything below `pending.uri`.
+    `files` names the data files when they are not simply everything below `pending.uri`; `folders` names
+    folders there whose files are only counted.
     """
+    sizes = storage.list_files(pending.version_uri)
     manifest = Manifest(
         stage=stage,
         config=dict(config),
@@ -199,7 +215,8 @@ def commit(
         inputs=dict(inputs),
         run_id=pending.run_id,
         rows=rows,
-        files=_describe_files(pending, files),
+        files=_describe_files(pending, files, sizes),
+        folders=[_describe_folder(f"{pending.run_id}/{name}", sizes) for name in folders],
         vocabulary=[dict(category) for category in vocabulary] if vocabulary is not None else None,
         extra=dict(extra or {}),
     )
@@ -299,8 +316,14 @@ def _name_in_run(path: str) -> str:
     return path.split("/", 1)[-1]
 
 
-def _describe_files(pending: PendingVersion, files: Sequence[str] | None) -> list[DataFile]:
-    sizes = storage.list_files(pending.version_uri)
+def _describe_folder(path: str, sizes: Mapping[str, int]) -> DataFolder:
+    found = [size for name, size in sizes.items() if name.startswith(f"{path}/")]
+    return DataFolder(path=path, files=len(found), bytes=sum(found))
+
+
+def _describe_files(
+    pending: PendingVersion, files: Sequence[str] | None, sizes: Mapping[str, int]
+) -> list[DataFile]:
     if files is None:
         paths = [path for path in sizes if path.startswith(pending.run_id + "/")]
     else:

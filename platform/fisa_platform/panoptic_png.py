@@ -68,15 +68,6 @@ def panoptic_problem(
     return None
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> list[int]:
-    """COCO's [x, y, width, height] of a mask [H, W]; all zero for an empty one."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return [0, 0, 0, 0]
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
-
-
 def _by(size: tuple[int, ...]) -> str:
     return " x ".join(str(side) for side in size)
 

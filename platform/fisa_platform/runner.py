@@ -135,6 +135,7 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
             vocabulary=result.vocabulary,
             extra={**result.extra, **({"message": result.message} if result.message else {})},
             files=result.files,
+            folders=result.folders,
         )
     message = result.message
     if version is not None and pending is not None and version.manifest.run_id != pending.run_id:

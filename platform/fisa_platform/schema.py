@@ -118,6 +118,8 @@ PREDICTED_SEGMENT = pa.struct(
         pa.field("category_id", pa.int32(), nullable=False),
         # Pixels, counted.
         pa.field("area", pa.int64(), nullable=False),
+        # COCO's [x, y, width, height] in pixels.
+        pa.field("bbox", pa.list_(pa.int32()), nullable=False),
         pa.field("isthing", pa.bool_(), nullable=False),
         # Probability of the class, 0 to 1.
         pa.field("score", pa.float32(), nullable=False),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fisa_platform.panoptic_png import bounding_box, decode_panoptic, encode_panoptic, panoptic_problem
+from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic, panoptic_problem
 
 IDS = np.array([[0, 1, 256], [65536, 16777215, 1]], dtype=np.int32)
 
@@ -57,8 +57,3 @@ def test_the_map_and_the_list_must_agree(listed, size, reason):
 def test_a_covered_segment_is_accepted_on_request():
     segments = [{"id": segment_id} for segment_id in (1, 2, 256, 65536, 16777215)]
     assert panoptic_problem(IDS, segments, size=(2, 3), allow_empty_segments=True) is None
-
-
-def test_a_bounding_box_is_left_top_width_height():
-    assert bounding_box(np.array([[0, 0, 0, 0], [0, 1, 0, 1]], dtype=bool)) == [1, 1, 3, 1]
-    assert bounding_box(np.zeros((2, 2), dtype=bool)) == [0, 0, 0, 0]

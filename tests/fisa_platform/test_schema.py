@@ -51,7 +51,9 @@ ROWS = {
             "height": 3,
             "width": 4,
             "panoptic": BYTES,
-            "segments_info": [{"id": 1, "category_id": 3, "area": 12, "isthing": False, "score": 0.25}],
+            "segments_info": [
+                {"id": 1, "category_id": 3, "area": 12, "bbox": [0, 0, 4, 3], "isthing": False, "score": 0.25}
+            ],
         }
     ],
 }

@@ -1,9 +1,8 @@
-"""COCO panoptic form, in and out: a folder of images, a folder of panoptic PNGs and one JSON."""
+"""COCO panoptic form, read: a folder of images, a folder of panoptic PNGs and one JSON."""
 
 import posixpath
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,6 @@ import pyarrow.compute as pc
 
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
-from fisa_platform.panoptic_png import bounding_box, decode_panoptic
 from fisa_platform.schema import INDEX, REJECTED
 from fisa_platform.sources.index import Index, RowBuffer, list_names
 
@@ -59,48 +57,6 @@ def read_coco_panoptic(images_uri: str, panoptic_uri: str, json_uri: str) -> Ind
         rejected=rejected.filter(pc.invert(usable)).cast(REJECTED),
         vocabulary=vocabulary,
     )
-
-
-def write_panoptic(
-    folder_uri: str, rows: Iterable[Mapping[str, Any]], categories: Sequence[Mapping[str, Any]]
-) -> int:
-    """Write predictions as `panoptic.json` and a folder `panoptic/` of PNGs, as the field's tools read them.
-
-    COCO's ids are whole numbers. Ids that read as such go back as those (a photo of COCO's that was read from
-    a folder, 000000142238, has COCO's own id); where any is a name, images are counted from 1, and their file
-    names tell which they are.
-
-    Args:
-        folder_uri: where the two go.
-        rows: rows of the predictions table; read once, so a generator will do.
-        categories: COCO's list of the classes that the rows' category ids belong to.
-
-    Returns:
-        The number of images written.
-    """
-    names: list[str] = []
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    written: set[str] = set()
-    for row in rows:
-        png_name = posixpath.splitext(row["file_name"])[0] + ".png"
-        if png_name in written:
-            raise ValueError(f"two images would be written as {png_name}; rename {row['file_name']!r}")
-        written.add(png_name)
-        storage.write_bytes(storage.join(folder_uri, "panoptic", png_name), row["panoptic"])
-        names.append(row["image_id"])
-        images.append({"file_name": row["file_name"], "height": row["height"], "width": row["width"]})
-        annotations.append({"file_name": png_name, "segments_info": _exported_segments(row)})
-    ids = _json_ids(names)
-    document = {
-        "images": [{"id": i, **image} for i, image in zip(ids, images, strict=True)],
-        "annotations": [
-            {"image_id": i, **annotation} for i, annotation in zip(ids, annotations, strict=True)
-        ],
-        "categories": list(categories),
-    }
-    storage.write_json(storage.join(folder_uri, "panoptic.json"), document)
-    return len(images)
 
 
 _KEYS = {
@@ -265,28 +221,3 @@ def _segment_info(segment: Mapping[str, Any]) -> dict[str, Any]:
         "area": int(segment["area"]),
         "iscrowd": bool(segment.get("iscrowd", 0)),
     }
-
-
-def _exported_segments(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    ids = decode_panoptic(row["panoptic"])
-    return [
-        {
-            "id": segment["id"],
-            "category_id": segment["category_id"],
-            "area": segment["area"],
-            "bbox": bounding_box(ids == segment["id"]),
-            "iscrowd": 0,
-            "isthing": int(segment["isthing"]),
-            "score": round(float(segment["score"]), 6),
-        }
-        for segment in row["segments_info"]
-    ]
-
-
-def _json_ids(names: Sequence[str]) -> list[int]:
-    """Our ids are strings: the numbers that they read as, or, if not all do or two are the same, from 1."""
-    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
-        ids = [int(name) for name in names]
-        if len(set(ids)) == len(ids):
-            return ids
-    return list(range(1, len(names) + 1))

@@ -31,11 +31,6 @@ class Index:
     vocabulary: Vocabulary | None
     """The classes of the ground truth; None without ground truth."""
 
-    def failable(self) -> pa.Table:
-        """All images as one table; those that were rejected have a `reason`, and nothing else of `rows`."""
-        fields = [pa.field(field.name, field.type) for field in INDEX]
-        return pa.concat_tables([self.rows.cast(pa.schema(fields)), self.rejected], promote_options="default")
-
 
 class RowBuffer:
     """Rows of a schema, collected as Arrow: some hundred bytes an image, where objects take thousands."""

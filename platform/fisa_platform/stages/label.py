@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import posixpath
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from fisa_model.prediction import Prediction
-    from fisa_platform.tables import Written
-
-ROWS_PER_FILE = 512
-"""Images of one file of predictions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +64,9 @@ class LabelConfig:
     batch_size: int = 8
     """Images of one forward pass."""
 
+    rows_per_file: int = 512
+    """Images of one Parquet file; what a killed run had in hand is labelled again."""
+
     max_rejected_fraction: float = 0.01
     """The job fails when more than this part of the images cannot be used."""
 
@@ -81,8 +80,9 @@ class LabelConfig:
         if self.proposals_uri is None:
             check_generator(self.generator, self.generator_weights)
         check_apart(self.output_uri, self.images_uri)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        for name in ("batch_size", "rows_per_file"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1, got {self.limit}; leave it out for all images")
         if not 0 <= self.max_rejected_fraction <= 1:
@@ -90,38 +90,46 @@ class LabelConfig:
 
 
 def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageResult:
-    """Predict on a pool of actors, write the table and the overlays in tasks, then export COCO's form."""
+    """Predict on a pool of actors, write tables and pictures in tasks; go on where a run was killed."""
     from fisa_platform import storage
     from fisa_platform.classifier import check_weights
+    from fisa_platform.resume import check_once, earlier_work
+    from fisa_platform.stages import label_output
+    from fisa_platform.stages.shard import write_rejected
     from fisa_platform.tables import WRITER, Loaded, Written, collect
 
     check_weights(config.classifier)
     vocabulary = read_vocabulary(config)
     output_uri = context.output.uri
-    images, blocks = read_images(config, compute)
-    labelled = images.map_batches(
+    earlier = earlier_work(context.output, label_output.TABLE)
+    if earlier.ids:
+        context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
+        label_output.take_over(earlier.parts, output_uri, overlays=config.overlays)
+    source = read_source(config, compute, earlier.ids)
+    labelled = source.rows.map_batches(
         Loaded,
         fn_constructor_args=(partial(Labeller, config, vocabulary),),
         batch_size=config.batch_size,
         batch_format="pyarrow",
-        compute=compute.actor_pool(blocks=blocks),
+        compute=compute.actor_pool(blocks=source.blocks),
         **compute.ray_options(),
     )
-    parts = collect(
-        labelled.map_batches(
-            partial(write_labels, output_uri=output_uri), batch_size=ROWS_PER_FILE, **WRITER
-        ),
-        context.progress,
-    )
-    written = Written.of(parts, "predictions")
+    write = partial(label_output.write_labels, output_uri=output_uri)
+    parts = labelled.map_batches(write, batch_size=config.rows_per_file, **WRITER)
+    done = [*earlier.parts, *collect(parts, context.progress)]
+    check_once(source.image_ids, [part["uri"] for part in done])
+    written = Written.of([*done, *write_rejected(source.rejected, output_uri)], label_output.TABLE)
     written.check(config.max_rejected_fraction)
-    exported = _export(written, output_uri, vocabulary)
+    json_uri = storage.join(output_uri, "panoptic.json")
+    files = [file for file in written.files if f"/{label_output.TABLE}/" in file]
+    label_output.write_json(json_uri, files, vocabulary)
     return StageResult(
         rows=written.rows,
         vocabulary=vocabulary.to_json(),
         extra={"rejected": written.rejected},
-        files=[*written.files, *exported],
-        message=f"{written.summary}; COCO panoptic labels: {storage.join(output_uri, 'panoptic.json')}",
+        files=[*written.files, json_uri],
+        folders=[label_output.PNGS, *([label_output.OVERLAYS] if config.overlays else [])],
+        message=f"{written.summary}; COCO panoptic labels: {json_uri}",
     )
 
 
@@ -137,31 +145,55 @@ def read_vocabulary(config: LabelConfig) -> Vocabulary:
     return Vocabulary.from_json(categories)
 
 
-def read_images(config: LabelConfig, compute: Compute) -> tuple[Dataset, int]:
-    """Rows of the images table, from a folder failable ones, and the number of their blocks."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """The images of a job."""
+
+    rows: Dataset
+    """Failable rows of the images table, of images that are not done."""
+
+    blocks: int
+    """Of these rows."""
+
+    image_ids: pa.ChunkedArray
+    """All, done or not."""
+
+    rejected: pa.Table
+    """Of `schema.REJECTED`: files that are images by their names, and cannot be used."""
+
+
+def read_source(config: LabelConfig, compute: Compute, done: Collection[str]) -> Source:
+    """A table of images, or a folder of them."""
     import ray.data
 
     from fisa_platform.manifest import find_version
+    from fisa_platform.resume import without
+    from fisa_platform.schema import REJECTED
     from fisa_platform.sources.index import read_image_folder
     from fisa_platform.stages.shard import load_images
     from fisa_platform.tables import image_places, read_rows, reader_options
 
     if find_version(config.images_uri) is not None:
         places = image_places(config.images_uri).sort_by("image_id").slice(0, config.limit)
-        columns = ["image_id", "file_name", "image"]
-        return read_rows(
-            places,
-            columns=columns,
+        rows, count = read_rows(
+            without(places, done),
+            columns=["image_id", "file_name", "image"],
             batch_size=config.batch_size,
-            rows_per_file=ROWS_PER_FILE,
+            rows_per_file=config.rows_per_file,
             compute=compute,
         )
-    rows = read_image_folder(config.images_uri).failable().slice(0, config.limit)
-    blocks = [rows.slice(k, config.batch_size) for k in range(0, rows.num_rows, config.batch_size)]
-    images = ray.data.from_arrow(blocks).map_batches(
+        nothing = REJECTED.empty_table()
+        return Source(rows=rows, blocks=count, image_ids=places["image_id"], rejected=nothing)
+    index = read_image_folder(config.images_uri)
+    found = index.rows.slice(0, config.limit)
+    left, size = without(found, done), config.batch_size
+    blocks = [left.slice(start, size) for start in range(0, left.num_rows, size)] or [left]
+    rows = ray.data.from_arrow(blocks).map_batches(
         load_images, batch_size=None, batch_format="pyarrow", **reader_options(compute)
     )
-    return images, len(blocks)
+    # With a limit, the first images that can be used were asked for.
+    rejected = index.rejected if config.limit is None else index.rejected.slice(0, 0)
+    return Source(rows=rows, blocks=len(blocks), image_ids=found["image_id"], rejected=rejected)
 
 
 class Labeller:
@@ -224,36 +256,3 @@ class Labeller:
             picture = draw_segments(image, ids, row["segments_info"], self.vocabulary)
             overlay = encode_picture(picture, "JPEG")
         return {**row, "overlay": overlay}
-
-
-def write_labels(batch: pa.Table, *, output_uri: str) -> pa.Table:
-    """Write a file of predictions, and the overlays beside it."""
-    from fisa_platform import storage
-    from fisa_platform.schema import PREDICTIONS
-    from fisa_platform.tables import write_batch
-
-    for row in batch.select(["file_name", "overlay"]).to_pylist():
-        if row["overlay"] is not None:
-            name = posixpath.splitext(row["file_name"])[0] + ".jpg"
-            storage.write_bytes(storage.join(output_uri, "overlays", name), row["overlay"])
-    return write_batch(batch, output_uri=output_uri, name="predictions", schema=PREDICTIONS)
-
-
-def _export(written: Written, output_uri: str, vocabulary: Vocabulary) -> list[str]:
-    """Write COCO's form, and name all files but the tables."""
-    from fisa_platform import storage
-    from fisa_platform.rendering import class_colour
-    from fisa_platform.rows import TableRows
-    from fisa_platform.schema import PREDICTIONS
-    from fisa_platform.sources.coco import write_panoptic
-
-    files = [uri for uri in written.files if "/predictions/" in uri]
-    # panopticapi takes colours from the file, and COCO's own categories have groups.
-    categories = [
-        {**category, "supercategory": category["name"], "color": list(class_colour(index))}
-        for index, category in enumerate(vocabulary.to_json())
-    ]
-    write_panoptic(output_uri, TableRows(files, PREDICTIONS.names), categories)
-    # Their names come from the images, so a task that was run again wrote the same ones.
-    paths = storage.list_files(output_uri)
-    return [storage.join(output_uri, path) for path in paths if not path.endswith(".parquet")]

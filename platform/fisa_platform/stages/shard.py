@@ -146,7 +146,7 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     )
     done = [*earlier.parts, *collect(parts, context.progress)]
     check_once(index.rows["image_id"], [part["uri"] for part in done])
-    written = Written.of([*done, *write_rejected(index, context.output.uri)], "images")
+    written = Written.of([*done, *write_rejected(index.rejected, context.output.uri)], "images")
     written.check(config.max_rejected_fraction)
     return StageResult(
         rows=written.rows,
@@ -186,17 +186,17 @@ def _with_words(index: Index, source: CocoPanoptic) -> Index:
     return replace(index, vocabulary=index.vocabulary.prompted_by(class_list))
 
 
-def write_rejected(index: Index, output_uri: str) -> list[dict[str, Any]]:
-    """A file of what the index rejects, whose ids may be those of images that are used; its part, if any."""
+def write_rejected(rejected: pa.Table, output_uri: str) -> list[dict[str, Any]]:
+    """A file of what an index rejects, whose ids may be those of images that are used; its part, if any."""
     from fisa_platform import storage
     from fisa_platform.resume import INDEX_FILE
     from fisa_platform.tables import REJECTED_TABLE, part_row, write_parquet
 
-    if not index.rejected.num_rows:
+    if not rejected.num_rows:
         return []
     uri = storage.join(output_uri, REJECTED_TABLE, INDEX_FILE)
-    write_parquet(uri, index.rejected)
-    return [part_row(uri, REJECTED_TABLE, index.rejected)]
+    write_parquet(uri, rejected)
+    return [part_row(uri, REJECTED_TABLE, rejected)]
 
 
 def write_images(batch: pa.Table, *, output_uri: str) -> pa.Table:
@@ -208,7 +208,7 @@ def write_images(batch: pa.Table, *, output_uri: str) -> pa.Table:
 
 
 def load_images(batch: pa.Table) -> pa.Table:
-    """Index rows, failable or not, to failable rows of the images table."""
+    """Index rows to failable rows of the images table."""
     from concurrent.futures import ThreadPoolExecutor
 
     from fisa_platform.schema import IMAGES
@@ -227,8 +227,6 @@ def _load_image(row: dict[str, Any]) -> dict[str, Any]:
     from fisa_platform.sources import toyworld
     from fisa_platform.sources.index import read_file
 
-    if row.get("reason"):
-        return row
     if row["image_uri"].startswith(toyworld.URI_PREFIX):
         return {**row, **_draw(row["image_uri"])}
     try:

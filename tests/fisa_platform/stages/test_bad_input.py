@@ -214,7 +214,7 @@ def test_a_folder_is_labelled_as_it_is(folder: str) -> None:
         images_uri=folder, output_uri="unused", classifier=TOY_CLASSIFIER, things=("red circle",)
     )
     labeller = Labeller(config, Vocabulary.from_names(["red circle"]))
-    rows = labeller(load_images(read_image_folder(folder).failable())).to_pylist()
+    rows = labeller(load_images(read_image_folder(folder).rows)).to_pylist()
     reasons = {row["image_id"]: row["reason"] for row in rows}
     assert reasons == {"a": None, "b": None, "c": "not an image that can be read (0 bytes)"}
     sizes = {row["image_id"]: (row["height"], row["width"]) for row in rows}

@@ -1,4 +1,4 @@
-"""Whatever is killed, `shard` and `propose` end with the table of a run left alone, every image once."""
+"""Whatever is killed, a stage ends with the table of a run left alone, every image once."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from processes import SECONDS, finish, start
 from fisa_platform import manifest, storage
 from fisa_platform.manifest import Version
 from fisa_platform.rows import TableRows
-from fisa_platform.schema import IMAGES, PROPOSALS
+from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS
 
 pytestmark = pytest.mark.slow
 
@@ -181,21 +181,57 @@ def test_a_killed_shard_is_gone_on_with(images: str, tmp_path: Path) -> None:
     config = {"toyworld": toyworld, "rows_per_file": ROWS_PER_FILE, "output_uri": str(tmp_path / "images")}
     spec = tmp_path / "shard.yaml"
     spec.write_text(json.dumps({"stage": "shard", "config": config, "compute": {"workers": {"max": 2}}}))
-    process = start(spec)
-    deadline = time.monotonic() + SECONDS
-    while len(before := set(tmp_path.glob("images/*/run-*/images/*.parquet"))) < 10:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(workers, timeout=60)
+    before = kill_after(start(spec), tmp_path, "images/*/run-*/images/*.parquet")
     assert "images were done by a run that did not end" in finish(start(spec))
     version = manifest.open_version(str(tmp_path / "images"))
     undisturbed = manifest.open_version(images)
     rows, others = (list(TableRows(v.files("images/"), IMAGES.names)) for v in (version, undisturbed))
     assert rows == others
     assert {in_version(path) for path in before} <= {file.path for file in version.manifest.files}
+
+
+def test_a_killed_label_is_gone_on_with(images: str, tmp_path: Path) -> None:
+    config = {
+        "images_uri": images,
+        "classifier": {"frozen": {"clip": {"model": "toy"}, "image_size": 224}},
+        "things": ["plain red circle", "striped blue star"],
+        "batch_size": 4,
+        "rows_per_file": ROWS_PER_FILE,
+    }
+    specs, versions = {}, {}
+    for name in ("killed", "undisturbed"):
+        spec = {"stage": "label", "config": {**config, "output_uri": str(tmp_path / name)}}
+        specs[name] = tmp_path / f"{name}.yaml"
+        specs[name].write_text(json.dumps({**spec, "compute": {"workers": {"min": 2, "max": 2}}}))
+    before = kill_after(start(specs["killed"]), tmp_path, "killed/*/run-*/predictions/*.parquet")
+    assert "images were done by a run that did not end" in finish(start(specs["killed"]))
+    finish(start(specs["undisturbed"]))
+    pictures = []
+    for name in specs:
+        versions[name] = manifest.open_version(str(tmp_path / name))
+        run_uri = Path(versions[name].uri, versions[name].manifest.run_id or "")
+        pictures.append({p.relative_to(run_uri): p.read_bytes() for p in run_uri.rglob("*.*g")})
+    assert len(pictures[0]) == 2 * SCENES
+    assert pictures[0] == pictures[1]
+    rows = [list(TableRows(v.files("predictions/"), PREDICTIONS.names)) for v in versions.values()]
+    assert rows[0] == rows[1]
+    documents = [storage.read_json(version.file("panoptic.json")) for version in versions.values()]
+    assert documents[0] == documents[1]
+    committed = {file.path for file in versions["killed"].manifest.files}
+    assert {in_version(path) for path in before} <= committed
+
+
+def kill_after(process: subprocess.Popen[str], folder: Path, pattern: str, files: int = 10) -> set[Path]:
+    """Kill a driver once it has written so many files; these, when its workers are gone, too."""
+    deadline = time.monotonic() + SECONDS
+    while len(before := set(folder.glob(pattern))) < files:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(workers, timeout=60)
+    return before
 
 
 def test_a_killed_actor_is_replaced(expected: list[dict[str, Any]], images: str, tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""What stage `label` writes: tables, a picture or two for each image beside them, and COCO's JSON."""
+
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+
+from fisa_model.vocabulary import Vocabulary
+from fisa_platform import storage
+from fisa_platform.coco_export import png_name, write_panoptic_json
+from fisa_platform.rendering import class_colour
+from fisa_platform.rows import TableRows
+from fisa_platform.schema import PREDICTIONS
+from fisa_platform.tables import WRITER, write_batch
+
+TABLE = "predictions"
+PNGS, OVERLAYS = "panoptic", "overlays"
+"""Folders with a picture for each image."""
+
+_THREADS = 16
+
+
+def write_labels(batch: pa.Table, *, output_uri: str) -> pa.Table:
+    """Write the pictures of a batch, and then its file of predictions: where that is, they are, too."""
+    labelled = batch.filter(pc.is_null(batch["reason"]))
+    _write_pictures(labelled.select(["file_name", "panoptic", "overlay"]).to_pylist(), output_uri)
+    return write_batch(batch, output_uri=output_uri, name=TABLE, schema=PREDICTIONS)
+
+
+def take_over(parts: Sequence[dict[str, Any]], output_uri: str, *, overlays: bool) -> None:
+    """Put the pictures of an earlier run's predictions into this run's folder, in tasks."""
+    files = [pa.table({"uri": [part["uri"]]}) for part in parts if part["table"] == TABLE]
+    if not files:
+        return
+    copy = partial(_copy_pictures, output_uri=output_uri, overlays=overlays)
+    for _ in ray.data.from_arrow(files).map_batches(copy, batch_size=None, **WRITER).iter_rows():
+        pass
+
+
+def write_json(uri: str, files: Sequence[str], vocabulary: Vocabulary) -> None:
+    """COCO's panoptic JSON of files of predictions."""
+    # panopticapi takes colours from the file, and COCO's own categories have groups.
+    categories = [
+        {**category, "supercategory": category["name"], "color": list(class_colour(index))}
+        for index, category in enumerate(vocabulary.to_json())
+    ]
+    rows = TableRows(files, [name for name in PREDICTIONS.names if name != "panoptic"])
+    write_panoptic_json(uri, rows.ids, rows, categories)
+
+
+def _write_pictures(rows: Sequence[dict[str, Any]], output_uri: str) -> None:
+    def write(row: dict[str, Any]) -> None:
+        storage.write_bytes(storage.join(output_uri, PNGS, png_name(row["file_name"])), row["panoptic"])
+        if row["overlay"] is not None:
+            storage.write_bytes(_overlay_uri(output_uri, row["file_name"]), row["overlay"])
+
+    # A bucket answers in tens of milliseconds.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(write, rows))
+
+
+def _copy_pictures(files: pa.Table, *, output_uri: str, overlays: bool) -> pa.Table:
+    for file in files["uri"].to_pylist():
+        filesystem, path = storage.pyarrow_filesystem(file)
+        columns = ["file_name", "panoptic"]
+        rows = pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None).to_pylist()
+        names = [_overlay_uri(file.rsplit("/", 2)[0], row["file_name"]) for row in rows]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            pictures = list(pool.map(storage.read_bytes, names)) if overlays else [None] * len(rows)
+        _write_pictures(
+            [{**row, "overlay": picture} for row, picture in zip(rows, pictures, strict=True)], output_uri
+        )
+    return files
+
+
+def _overlay_uri(run_uri: str, file_name: str) -> str:
+    return storage.join(run_uri, OVERLAYS, posixpath.splitext(file_name)[0] + ".jpg")

@@ -1,0 +1,110 @@
+"""Labels of a folder and of a table, and of a run that goes on where another was killed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fisa_platform import storage
+from fisa_platform.garbage import find_garbage
+from fisa_platform.manifest import MANIFEST_NAME, Version
+from fisa_platform.rows import TableRows
+from fisa_platform.schema import PREDICTIONS
+from fisa_platform.tables import image_places
+
+Run = Callable[..., Version]
+SCENES, ROWS_PER_FILE = 12, 4
+
+
+@pytest.fixture(scope="module")
+def images(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output_uri = str(tmp_path_factory.mktemp("label") / "images")
+    return run("shard", toyworld={"scenes": SCENES, "names": "all"}, output_uri=output_uri).uri
+
+
+@pytest.fixture(scope="module")
+def folder(images: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same scenes as files, a second file of one's name, and one that is damaged."""
+    pictures = tmp_path_factory.mktemp("label") / "pictures"
+
+    uris = sorted(set(image_places(images)["uri"].to_pylist()))
+    for row in TableRows(uris, ["image_id", "image"]):
+        storage.write_bytes(f"{pictures}/some/{row['image_id']}.jpg", row["image"])
+    first = sorted((pictures / "some").iterdir())[0]
+    Image.new("RGB", (9, 9)).save(first.with_suffix(".png"))
+    (pictures / "cut.jpg").write_bytes(first.read_bytes()[:500])
+    return str(pictures)
+
+
+def label(run: Run, images_uri: str, output: Path, **config: Any) -> Version:
+    return run(
+        "label",
+        images_uri=images_uri,
+        output_uri=str(output),
+        classifier={"frozen": {"clip": {"model": "toy"}, "image_size": 224}},
+        things=["plain red circle", "striped blue star"],
+        stuff=["grass"],
+        panoptic={"object_threshold": 0.0},
+        batch_size=2,
+        rows_per_file=ROWS_PER_FILE,
+        **config,
+    )
+
+
+def pictures_of(version: Version) -> dict[str, bytes]:
+    """Every PNG and overlay by its name in the run's folder, and the JSON."""
+    run_uri = storage.join(version.uri, version.manifest.run_id or "")
+    names = [name for name in storage.list_files(run_uri) if not name.endswith(".parquet")]
+    return {name: storage.read_bytes(storage.join(run_uri, name)) for name in names}
+
+
+def rows_of(version: Version) -> list[dict[str, Any]]:
+    return list(TableRows(version.files("predictions/"), PREDICTIONS.names))
+
+
+def forget(version: Version, file: str) -> None:
+    """Leave a version as if its run had been killed before it wrote a file."""
+    storage.remove(storage.join(version.uri, MANIFEST_NAME))
+    storage.remove(storage.join(version.uri.rpartition("/")[0], "latest.json"))
+    storage.remove(file)
+
+
+@pytest.mark.parametrize("source", ["images", "folder"])
+def test_a_killed_run_is_gone_on_with(
+    run: Run, source: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images_uri: str = request.getfixturevalue(source)
+    whole = label(run, images_uri, tmp_path, max_rejected_fraction=0.2)
+    files, rows, pictures = whole.files("predictions/"), rows_of(whole), pictures_of(whole)
+    assert len(rows) == SCENES
+    assert len(files) >= SCENES / ROWS_PER_FILE
+    assert len(pictures) == 2 * SCENES + 1
+    forget(whole, files[0])
+    capsys.readouterr()
+    again = label(run, images_uri, tmp_path, max_rejected_fraction=0.2)
+    done = len(TableRows(files[1:], ["image_id"])) + (source == "folder")
+    assert f"{done} images were done by a run that did not end" in capsys.readouterr().out
+    assert again.manifest.run_id != whole.manifest.run_id
+    assert set(files[1:]) < set(again.files("predictions/"))
+    assert rows_of(again) == rows
+    assert pictures_of(again) == pictures
+    assert again.manifest.extra["rejected"] == (2 if source == "folder" else 0)
+
+
+def test_pictures_are_counted_and_kept(run: Run, images: str, tmp_path: Path) -> None:
+    version = label(run, images, tmp_path, limit=3)
+    folders = {folder.path.partition("/")[2]: folder for folder in version.manifest.folders}
+    sizes = {name: len(picture) for name, picture in pictures_of(version).items()}
+    for name in ("panoptic", "overlays"):
+        found = [size for path, size in sizes.items() if path.startswith(f"{name}/")]
+        assert (folders[name].files, folders[name].bytes) == (3, sum(found))
+    assert not [file.path for file in version.manifest.files if file.path.endswith((".png", ".jpg"))]
+    assert list(find_garbage(version.uri)) == []
+
+
+def test_overlays_may_be_left_out(run: Run, images: str, tmp_path: Path) -> None:
+    version = label(run, images, tmp_path, limit=1, overlays=False)
+    assert [Path(name).suffix for name in sorted(pictures_of(version))] == [".json", ".png"]
+    assert [folder.path.rpartition("/")[2] for folder in version.manifest.folders] == ["panoptic"]
