@@ -5,18 +5,15 @@
 
 import hashlib
 import json
-import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fisa_platform
-from fisa_platform import storage
+from fisa_platform import git_commit, storage
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -136,6 +133,15 @@ class Version:
                 f"{self.uri}: has no file {name!r}; it has {', '.join(names[:10]) or 'none'}"
             )
         return found[0]
+
+    def folder(self, name: str) -> str:
+        """URI of a folder with a file for each image; raises as `file`."""
+        found = {folder.path.rpartition("/")[2]: folder.path for folder in self.manifest.folders}
+        if name not in found:
+            raise FileNotFoundError(
+                f"{self.uri}: has no folder {name!r}; it has {', '.join(found) or 'none'}"
+            )
+        return storage.join(self.uri, found[name])
 
     def dataset(self, prefix: str = "") -> "pyarrow.dataset.Dataset":
         """The rows of the Parquet files below `prefix`; only files that the manifest names are read."""
@@ -285,17 +291,6 @@ def find_datasets(uri: str, depth: int = 3) -> list[str]:
         return []
     folders = [storage.join(uri, name) for name in storage.list_folders(uri)]
     return [found for folder in folders for found in find_datasets(folder, depth - 1)]
-
-
-@cache
-def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
 
 
 def _read_version(uri: str) -> Version | None:

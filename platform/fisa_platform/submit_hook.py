@@ -17,7 +17,7 @@ import typer
 from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from fisa_platform.manifest import git_commit
+from fisa_platform import git_commit
 from fisa_platform.spec import SpecError, load_job
 
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources", "label_selector")

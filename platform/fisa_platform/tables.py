@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -214,13 +215,17 @@ def reader_options(compute: Compute) -> dict[str, Any]:
     return compute.ray_options() if compute.gpus_per_worker == 0 else {"num_cpus": 1}
 
 
-def collect(parts: Dataset, progress: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run a dataset whose rows are the files that its tasks wrote; the driver holds nothing else."""
+def collect(parts: Dataset, images: int, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run a dataset whose rows are the files that its tasks wrote, of so many images; hold nothing else."""
     collected: list[dict[str, Any]] = []
-    said = time.monotonic()
+    done = 0
+    started = said = time.monotonic()
     for part in parts.iter_rows():
         collected.append(part)
-        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            progress(f"{sum(other['rows'] for other in collected)} images done")
+        done += part["rows"]
+        now = time.monotonic()
+        if now - said >= SECONDS_BETWEEN_LINES:
+            said = now
+            left = timedelta(seconds=round((images - done) * (now - started) / done))
+            progress(f"{done} of {images} images done, about {left} left")
     return collected

@@ -1,14 +1,23 @@
 """Tables on disk: what succeeds and what fails go apart, and rows come back by id."""
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fisa_platform import tables
 from fisa_platform.rows import TableRows, find_rows, read_places
 from fisa_platform.schema import PROPOSALS, REJECTED
-from fisa_platform.tables import Written, failable_table, rows_per_block, write_batch, write_parquet
+from fisa_platform.tables import (
+    Written,
+    collect,
+    failable_table,
+    rows_per_block,
+    write_batch,
+    write_parquet,
+)
 
 
 def proposals_row(image_id: str) -> dict[str, object]:
@@ -140,3 +149,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         rows[0]
     with pytest.raises(OSError, match=f"{path}: .*delete the folder of its version"):
         find_rows([str(path)])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_long_job_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.data
+
+    monkeypatch.setattr(tables, "SECONDS_BETWEEN_LINES", 0.0)
+    written = [{"uri": "/x/1.parquet", "rows": 30}, {"uri": "/x/2.parquet", "rows": 10}]
+    lines: list[str] = []
+    assert collect(ray.data.from_items(written), 40, lines.append) == written
+    assert re.fullmatch(r"30 of 40 images done, about 0:\d\d:\d\d left", lines[0])
+    assert lines[1] == "40 of 40 images done, about 0:00:00 left"

@@ -86,8 +86,9 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
             f"{config.images_uri}: has no ground truth to score against; evaluate a table that has"
         )
     vocabulary = Vocabulary.from_json(categories)
+    places = image_places(config.images_uri)
     images, blocks = read_rows(
-        image_places(config.images_uri),
+        places,
         columns=["image_id", "file_name", "image", "panoptic", "segments_info"],
         batch_size=config.batch_size,
         rows_per_file=config.rows_per_file,
@@ -102,7 +103,8 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
         **compute.ray_options(),
     )
     write = partial(write_and_score, output_uri=context.output.uri, vocabulary=vocabulary)
-    parts = collect(evaluated.map_batches(write, batch_size=config.rows_per_file, **WRITER), context.progress)
+    files = evaluated.map_batches(write, batch_size=config.rows_per_file, **WRITER)
+    parts = collect(files, places.num_rows, context.progress)
     written = Written.of(parts, "predictions")
     written.check(config.max_rejected_fraction)
     scores = _add_up(parts, vocabulary, config.seen_uri)

@@ -116,7 +116,8 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     )
     write = partial(label_output.write_labels, output_uri=output_uri)
     parts = labelled.map_batches(write, batch_size=config.rows_per_file, **WRITER)
-    done = [*earlier.parts, *collect(parts, context.progress)]
+    left = len(source.image_ids) - len(earlier.ids)
+    done = [*earlier.parts, *collect(parts, left, context.progress)]
     check_once(source.image_ids, [part["uri"] for part in done])
     written = Written.of([*done, *write_rejected(source.rejected, output_uri)], label_output.TABLE)
     written.check(config.max_rejected_fraction)

@@ -200,8 +200,9 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
     if earlier.ids:
         context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
     places = image_places(config.images_uri)
+    left = without(places, earlier.ids)
     images, blocks = read_rows(
-        without(places, earlier.ids),
+        left,
         columns=["image_id", "file_name", "image", *(TRUTH if config.generator == "oracle" else ())],
         batch_size=config.batch_size,
         rows_per_file=config.rows_per_file,
@@ -222,7 +223,8 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
     )
     write = partial(write_batch, output_uri=context.output.uri, name="proposals", schema=PROPOSALS)
     parts = proposals.map_batches(write, batch_size=config.rows_per_file, **WRITER)
-    written = Written.of([*earlier.parts, *collect(parts, context.progress)], "proposals")
+    done = [*earlier.parts, *collect(parts, left.num_rows, context.progress)]
+    written = Written.of(done, "proposals")
     written.check(config.max_rejected_fraction)
     check_once(places["image_id"], written.files)
     return StageResult(

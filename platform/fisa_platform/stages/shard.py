@@ -144,7 +144,7 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
         compute=ray.data.TaskPoolStrategy(size=compute.workers.max),
         **compute.ray_options(),
     )
-    done = [*earlier.parts, *collect(parts, context.progress)]
+    done = [*earlier.parts, *collect(parts, left.num_rows, context.progress)]
     check_once(index.rows["image_id"], [part["uri"] for part in done])
     written = Written.of([*done, *write_rejected(index.rejected, context.output.uri)], "images")
     written.check(config.max_rejected_fraction)

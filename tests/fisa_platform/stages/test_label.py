@@ -100,7 +100,10 @@ def test_pictures_are_counted_and_kept(run: Run, images: str, tmp_path: Path) ->
     for name in ("panoptic", "overlays"):
         found = [size for path, size in sizes.items() if path.startswith(f"{name}/")]
         assert (folders[name].files, folders[name].bytes) == (3, sum(found))
+        assert len(storage.list_files(version.folder(name))) == 3
     assert not [file.path for file in version.manifest.files if file.path.endswith((".png", ".jpg"))]
+    with pytest.raises(FileNotFoundError, match="has no folder 'masks'; it has panoptic, overlays"):
+        version.folder("masks")
     assert list(find_garbage(version.uri)) == []
 
 
