@@ -25,7 +25,7 @@ def check_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(default_device() if device is None else device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         raise ValueError(
             f"device {str(device)!r} is not one of this machine's; give 'cpu', 'cuda', 'cuda:<index>' or "
             f"'mps', or leave it out for {default_device()!r}"

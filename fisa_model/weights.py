@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import pickle
+import re
 import textwrap
 import zipfile
 from collections.abc import Mapping
@@ -173,9 +174,22 @@ def read_architecture(config: CLIPConfig) -> Any:
     root.setLevel(logging.ERROR)  # open_clip warns of missing weights, which nobody wants here
     try:
         model = open_clip.create_model(name, load_weights=False, device="meta")
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"CLIP {config.model!r} could not be built ({type(error).__name__}: {error}); choose another, or "
+            "check its open_clip_config.json"
+        ) from error
     finally:
         root.setLevel(level)
     return model.requires_grad_(requires_grad=False)
+
+
+def is_described_here(config: CLIPConfig) -> bool:
+    """Whether `read_architecture` asks no hub; some CLIPs take the shapes of their text tower from one."""
+    if config.model.startswith(HUB):
+        return False
+    described = open_clip.get_model_config(config.model) or {}
+    return "hf_model_name" not in described.get("text_cfg", {})
 
 
 def _open_clip_name(config: CLIPConfig) -> str:
@@ -202,6 +216,9 @@ def _check_source(name: str, weights: str | None) -> None:
         )
     # The published weights of OpenAI want QuickGELU; under plain GELU they load and are silently worse.
     tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
+    if weights and not tag and not Path(weights).exists() and re.fullmatch(r"[\w-]+", weights):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none that open_clip knows"
+        raise ValueError(f"unknown weights {weights!r} of {name!r}; choose one of {tags}, or give a file")
     if tag and bool(tag.get("quick_gelu", False)) != bool(config.get("quick_gelu", False)):
         other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
         raise ValueError(

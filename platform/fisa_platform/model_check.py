@@ -8,8 +8,6 @@ from typing import Any
 from fisa_model.config import FISAConfig
 from fisa_platform.decode import join_path
 
-ON_A_HUB = "hf-hub:"
-
 
 def model_problems(config: Any) -> list[str]:
     """A sentence for each model in a stage's config that could not be built."""
@@ -27,10 +25,11 @@ def _models(value: Any, path: str) -> Iterator[tuple[str, FISAConfig]]:
 
 @cache  # the cells of an experiment share their models
 def _problem(model: FISAConfig) -> str | None:
-    if model.clip.model.startswith(ON_A_HUB):
-        return None  # its shapes would have to be downloaded
     from fisa_model.fisa import count_parameters
+    from fisa_model.weights import is_described_here
 
+    if not is_described_here(model.clip):
+        return None  # known where it is downloaded
     try:
         count_parameters(model)
     except ValueError as error:

@@ -30,6 +30,9 @@ PLACES = pa.schema(
 """A row of a table, as its file, its row group there, and its position in that."""
 
 _THREADS = 16
+_OPEN_FILES = 256
+"""Of a table that has more, the one that was opened first is closed."""
+
 _AGAIN = "delete the folder of its version and run its job again"
 
 
@@ -65,6 +68,8 @@ class TableRows(Sequence[dict[str, Any]]):
         key = (uri, group)
         if key not in self._cache:
             if uri not in self._open:
+                while len(self._open) >= _OPEN_FILES:
+                    self._open.pop(next(iter(self._open))).close()
                 self._open[uri] = _open_parquet(uri)
             with _whole(uri):
                 self._cache[key] = self._open[uri].read_row_group(group, columns=self.columns)

@@ -324,7 +324,7 @@ def _open_filesystem(uri: str) -> tuple[Any, str]:
 
 def _write_local(path: Path, data: bytes, *, exclusive: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    partial = path.with_name(f".{uuid.uuid4().hex}")  # a name as long as a disk allows has no room for more
     try:
         with partial.open("xb") as file:
             file.write(data)

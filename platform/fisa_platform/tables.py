@@ -218,14 +218,21 @@ def reader_options(compute: Compute) -> dict[str, Any]:
 def collect(parts: Dataset, images: int, progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """Run a dataset whose rows are the files that its tasks wrote, of so many images; hold nothing else."""
     collected: list[dict[str, Any]] = []
-    done = 0
+    done = at_start = 0
     started = said = time.monotonic()
     for part in parts.iter_rows():
         collected.append(part)
         done += part["rows"]
         now = time.monotonic()
+        if not at_start:
+            started, at_start = now, done  # what came before was mostly the start of the workers
         if now - said >= SECONDS_BETWEEN_LINES:
             said = now
-            left = timedelta(seconds=round((images - done) * (now - started) / done))
-            progress(f"{done} of {images} images done, about {left} left")
+            left = _time_left(images - done, done - at_start, now - started)
+            progress(f"{done} of {images} images done{left}")
     return collected
+
+
+def _time_left(images: int, done: int, seconds: float) -> str:
+    """For so many images, where others were done in so many seconds."""
+    return f", about {timedelta(seconds=round(images * seconds / done))} left" if done else ""

@@ -69,6 +69,10 @@ def a_picture(folder: Path) -> str:
         ({"clip": {"model": "toy"}, "image_size": 225}, "must be a multiple of .* patch size 16, got 225"),
         ({"clip": {"model": "ViT-L-14", "weights": "openai"}, "image_size": 224}, "ViT-L-14-quickgelu"),
         ({"clip": {"model": "RN50-quickgelu"}, "image_size": 224}, "not a plain ViT"),
+        (
+            {"clip": {"model": "ViT-B-32", "weights": "lion"}, "image_size": 224},
+            "unknown weights 'lion' of 'ViT-B-32'; choose one of openai, laion",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_built(tmp_path: Path, model: dict[str, Any], reason: str) -> None:
@@ -80,6 +84,23 @@ def test_a_model_that_cannot_be_built(tmp_path: Path, model: dict[str, Any], rea
         assert re.search(f"config.classifier.frozen: .*{reason}", problem)
     with pytest.raises(ValueError, match=f"config.classifier.frozen: .*{reason}"):
         run_job("label", job, print)
+
+
+def test_a_folder_that_describes_no_clip(tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    (tmp_path / "open_clip_model.safetensors").touch()
+    model = {"clip": {"model": f"local-dir:{tmp_path}"}, "image_size": 224}
+    [plan] = outline_jobs({"label": job_from_data(label_spec(things=["cat"], classifier={"frozen": model}))})
+    assert re.search("could not be built .*check its open_clip_config.json", plan.problems[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "xlm-roberta-base-ViT-B-32"]
+)
+def test_a_model_that_a_hub_describes_is_not_asked_for(name: str) -> None:
+    model = {"clip": {"model": name}, "image_size": 224}
+    [plan] = outline_jobs({"label": job_from_data(label_spec(things=["cat"], classifier={"frozen": model}))})
+    assert plan.problems == []
 
 
 def test_an_empty_folder_holds_no_input(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Tables on disk: what succeeds and what fails go apart, and rows come back by id."""
 
-import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -159,5 +158,4 @@ def test_a_long_job_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     written = [{"uri": "/x/1.parquet", "rows": 30}, {"uri": "/x/2.parquet", "rows": 10}]
     lines: list[str] = []
     assert collect(ray.data.from_items(written), 40, lines.append) == written
-    assert re.fullmatch(r"30 of 40 images done, about 0:\d\d:\d\d left", lines[0])
-    assert lines[1] == "40 of 40 images done, about 0:00:00 left"
+    assert lines == ["30 of 40 images done", "40 of 40 images done, about 0:00:00 left"]

@@ -104,7 +104,9 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     earlier = earlier_work(context.output, label_output.TABLE)
     if earlier.ids:
         context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
-        label_output.take_over(earlier.parts, output_uri, overlays=config.overlays)
+        label_output.take_over(
+            earlier.parts, output_uri, overlays=config.overlays, workers=compute.workers.max
+        )
     source = read_source(config, compute, earlier.ids)
     labelled = source.rows.map_batches(
         Loaded,

@@ -17,7 +17,7 @@ from fisa_platform.coco_export import png_name, write_panoptic_json
 from fisa_platform.rendering import class_colour
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import PREDICTIONS
-from fisa_platform.tables import WRITER, write_batch
+from fisa_platform.tables import BLOCKS_PER_WORKER, WRITER, write_batch
 
 TABLE = "predictions"
 PNGS, OVERLAYS = "panoptic", "overlays"
@@ -33,13 +33,21 @@ def write_labels(batch: pa.Table, *, output_uri: str) -> pa.Table:
     return write_batch(batch, output_uri=output_uri, name=TABLE, schema=PREDICTIONS)
 
 
-def take_over(parts: Sequence[dict[str, Any]], output_uri: str, *, overlays: bool) -> None:
-    """Put the pictures of an earlier run's predictions into this run's folder, in tasks."""
-    files = [pa.table({"uri": [part["uri"]]}) for part in parts if part["table"] == TABLE]
-    if not files:
+def take_over(parts: Sequence[dict[str, Any]], output_uri: str, *, overlays: bool, workers: int) -> None:
+    """Put the pictures of an earlier run's predictions into this run's folder, in so many tasks at a time."""
+    files = pa.table({"uri": [part["uri"] for part in parts if part["table"] == TABLE]})
+    size = max(1, -(-files.num_rows // (workers * BLOCKS_PER_WORKER)))
+    blocks = [files.slice(start, size) for start in range(0, files.num_rows, size)]
+    if not blocks:
         return
-    copy = partial(_copy_pictures, output_uri=output_uri, overlays=overlays)
-    for _ in ray.data.from_arrow(files).map_batches(copy, batch_size=None, **WRITER).iter_rows():
+    copies = ray.data.from_arrow(blocks).map_batches(
+        partial(_copy_pictures, output_uri=output_uri, overlays=overlays),
+        batch_size=None,
+        # Nothing else holds these tasks back: without a core to wait for, all would start together.
+        compute=ray.data.TaskPoolStrategy(size=workers),
+        **WRITER,
+    )
+    for _ in copies.iter_rows():
         pass
 
 
@@ -71,8 +79,14 @@ def _copy_pictures(files: pa.Table, *, output_uri: str, overlays: bool) -> pa.Ta
         columns = ["file_name", "panoptic"]
         rows = pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None).to_pylist()
         names = [_overlay_uri(file.rsplit("/", 2)[0], row["file_name"]) for row in rows]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            pictures = list(pool.map(storage.read_bytes, names)) if overlays else [None] * len(rows)
+        try:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                pictures = list(pool.map(storage.read_bytes, names)) if overlays else [None] * len(rows)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{file}: a picture that belongs to it is gone ({error}); delete this file, and its images "
+                "are labelled again"
+            ) from error
         _write_pictures(
             [{**row, "overlay": picture} for row, picture in zip(rows, pictures, strict=True)], output_uri
         )
