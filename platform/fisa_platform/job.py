@@ -149,8 +149,15 @@ def to_json(config: Any) -> dict[str, Any]:
     return plain
 
 
-def without_uris(plain: Any) -> Any:
-    """Plain JSON values without any location, for which digests of the inputs stand."""
+def what_data_depends_on(plain: Any) -> Any:
+    """Plain JSON values without locations, for which digests of the inputs stand, and without tolerances.
+
+    So a job that lost too many images goes on with what it did once `max_rejected_fraction` is raised.
+    """
     if isinstance(plain, dict):
-        return {k: without_uris(v) for k, v in plain.items() if not k.endswith(("_uri", "_uris"))}
-    return [without_uris(item) for item in plain] if isinstance(plain, list) else plain
+        return {
+            key: what_data_depends_on(value)
+            for key, value in plain.items()
+            if not key.endswith(("_uri", "_uris")) and key != "max_rejected_fraction"
+        }
+    return [what_data_depends_on(item) for item in plain] if isinstance(plain, list) else plain

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fisa_platform import compute, manifest, storage
-from fisa_platform.job import Job, StageContext, to_json, without_uris
+from fisa_platform.job import Job, StageContext, to_json, what_data_depends_on
 from fisa_platform.manifest import Input, Version
 from fisa_platform.model_check import model_problems
 
@@ -146,7 +146,7 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
 
 
 def _fingerprint(job: Job, inputs: Mapping[str, Input]) -> str:
-    return manifest.fingerprint_of(job.stage_name, without_uris(to_json(job.config)), inputs)
+    return manifest.fingerprint_of(job.stage_name, what_data_depends_on(to_json(job.config)), inputs)
 
 
 def _read_input(uri: str, made: Mapping[str, Version]) -> Input:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from labels import assert_same_labels
 from PIL import Image
 from ray.exceptions import RayError
 
@@ -55,9 +56,9 @@ def label(run: Run, images_uri: str, output: Path, **config: Any) -> Version:
 
 
 def pictures_of(version: Version) -> dict[str, bytes]:
-    """Every PNG and overlay by its name in the run's folder, and the JSON."""
+    """Every PNG and overlay by its name in the run's folder."""
     run_uri = storage.join(version.uri, version.manifest.run_id or "")
-    names = [name for name in storage.list_files(run_uri) if not name.endswith(".parquet")]
+    names = [name for name in storage.list_files(run_uri) if name.endswith(("png", "jpg"))]
     return {name: storage.read_bytes(storage.join(run_uri, name)) for name in names}
 
 
@@ -88,9 +89,10 @@ def test_a_killed_run_is_gone_on_with(
     images_uri: str = request.getfixturevalue(source)
     whole = label(run, images_uri, tmp_path, max_rejected_fraction=0.2)
     files, rows, pictures = whole.files("predictions/"), rows_of(whole), pictures_of(whole)
+    document = storage.read_json(whole.file("panoptic.json"))
     assert len(rows) == SCENES
     assert len(files) >= SCENES / ROWS_PER_FILE
-    assert len(pictures) == 2 * SCENES + 1
+    assert len(pictures) == 2 * SCENES
     forget(whole, files[0])
     capsys.readouterr()
     again = label(run, images_uri, tmp_path, max_rejected_fraction=0.2)
@@ -98,9 +100,22 @@ def test_a_killed_run_is_gone_on_with(
     assert f"{done} images were done by a run that did not end" in capsys.readouterr().out
     assert again.manifest.run_id != whole.manifest.run_id
     assert set(files[1:]) < set(again.files("predictions/"))
-    assert rows_of(again) == rows
+    assert_same_labels(rows_of(again), rows)
     assert pictures_of(again) == pictures
+    again_document = storage.read_json(again.file("panoptic.json"))
+    assert_same_labels(again_document.pop("annotations"), document.pop("annotations"))
+    assert again_document == document
     assert again.manifest.extra["rejected"] == (2 if source == "folder" else 0)
+
+
+def test_a_refused_job_goes_on_when_more_may_be_rejected(
+    run: Run, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="2 of 14 images were rejected"):
+        label(run, folder, tmp_path)
+    version = label(run, folder, tmp_path, max_rejected_fraction=0.2)
+    assert f"{SCENES + 1} images were done by a run that did not end" in capsys.readouterr().out
+    assert (version.manifest.rows, version.manifest.extra["rejected"]) == (SCENES, 2)
 
 
 def test_pictures_are_counted_and_kept(run: Run, images: str, tmp_path: Path) -> None:
@@ -119,5 +134,5 @@ def test_pictures_are_counted_and_kept(run: Run, images: str, tmp_path: Path) ->
 
 def test_overlays_may_be_left_out(run: Run, images: str, tmp_path: Path) -> None:
     version = label(run, images, tmp_path, limit=1, overlays=False)
-    assert [Path(name).suffix for name in sorted(pictures_of(version))] == [".json", ".png"]
+    assert [Path(name).suffix for name in pictures_of(version)] == [".png"]
     assert [folder.path.rpartition("/")[2] for folder in version.manifest.folders] == ["panoptic"]
