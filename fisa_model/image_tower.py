@@ -7,6 +7,7 @@ differs between versions of open_clip and timm.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 Activation = Callable[[Tensor], Tensor]
+"""Writes over its input where that has no gradient: hidden values are the largest tensors of a layer."""
 
 _LINEAR = ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
 _BLOCK = (
@@ -129,14 +131,22 @@ def _blocks_of(
     return [{name: weights[f"{prefix}{layer}.{name}"] for name in _BLOCK} for layer in range(layers)]
 
 
+def _gelu(x: Tensor, approximate: str) -> Tensor:
+    if x.requires_grad:
+        return F.gelu(x, approximate=approximate)
+    in_place: Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
+    return in_place
+
+
 def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
+    gate = torch.sigmoid(1.702 * x)
+    return x * gate if x.requires_grad else x.mul_(gate)
 
 
 def _activation(mlp: nn.Module) -> Activation:
     for module in mlp.children():
         if isinstance(module, nn.GELU):
-            return lambda x, approximate=module.approximate: F.gelu(x, approximate=approximate)  # type: ignore[misc]
+            return partial(_gelu, approximate=module.approximate)
         if type(module).__name__ == "QuickGELU":
             return _quick_gelu
     raise ValueError(f"this CLIP's MLP has no GELU or QuickGELU: {mlp}")

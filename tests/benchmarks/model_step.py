@@ -60,7 +60,7 @@ class Step:
         criterion = Criterion(num_points=points)
         self.objective = FISAObjective(self.model, HungarianMatcher(num_points=points), criterion, tokens)
         groups: Any = parameter_groups(self.model, learning_rate=1e-4)
-        self.optimizer = torch.optim.AdamW(groups)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.batch = batch
 
     def __call__(self) -> None:
@@ -77,7 +77,8 @@ def run_trunk(encoder: MaskTokenEncoder, images: Tensor) -> Tensor:
     for block in encoder.blocks:
         assert isinstance(block, ImageBlock)
         normed = block.ln_1(tokens)
-        keys, values = block.keys_values(normed)
+        keys_values = block.keys_values(normed)
+        keys, values = keys_values.contiguous() if images.device.type == "cpu" else keys_values
         tokens = block.finish(tokens, block.queries(normed), keys, values, None)
     return tokens
 

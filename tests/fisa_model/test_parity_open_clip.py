@@ -127,7 +127,7 @@ def test_openais_file_becomes_our_model(openai_weights: dict[str, Tensor], opena
         assert torch.equal(projection.weight, openai_weights[f"{prefix}_weight"][:64].float())
         assert torch.equal(projection.bias, openai_weights[f"{prefix}_bias"][:64].float())
         x = torch.linspace(-4, 4, 9)
-        assert torch.equal(encoder.blocks[layer].activation(x), x * torch.sigmoid(1.702 * x))
+        assert torch.equal(encoder.blocks[layer].activation(x.clone()), x * torch.sigmoid(1.702 * x))
     images = torch.randn(2, 3, 16, 16)
     ours = encoder.embed_masks(encoder.encode_images(images), torch.zeros(2, 1, 1, 17))[:, 0]
     with torch.no_grad():

@@ -60,7 +60,7 @@ def build_optimizer(
     """AdamW over parameter groups that name their own `lr` and `weight_decay`."""
     import torch
 
-    return torch.optim.AdamW(list(groups), betas=betas, eps=1e-8)
+    return torch.optim.AdamW(list(groups), betas=betas, eps=1e-8, fused=True)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, iterations: int) -> LambdaLR:
