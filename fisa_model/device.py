@@ -4,6 +4,9 @@ import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""By the names that configs have for them."""
+
 
 def default_device() -> str:
     """The GPU where there is one."""

@@ -121,6 +121,8 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
         compute.check_fits(job.compute)
     if pending is not None:
         progress(f"started (version {pending.fingerprint})")
+    if note := _of_other_images(inputs):
+        progress(note)
     result = job.stage.run(config, job.compute, StageContext(output=pending, progress=progress))
     seconds = time.monotonic() - started
     version = None
@@ -155,6 +157,24 @@ def _read_input(uri: str, made: Mapping[str, Version]) -> Input:
     if version is not None:
         return Input(uri=version.uri, digest=version.digest)
     return Input(uri=uri, digest=storage.fingerprint(uri))
+
+
+def _of_other_images(inputs: Mapping[str, Input]) -> str | None:
+    """A note where proposals were made for another table than the one they are used with.
+
+    It may be the same table, sharded anew; if it is not, ids that coincide join masks to foreign pictures.
+    """
+    images, proposals = inputs.get("images_uri"), inputs.get("proposals_uri")
+    if images is None or proposals is None:
+        return None
+    version = manifest.find_version(proposals.uri)
+    made_for = None if version is None else version.manifest.inputs.get("images_uri")
+    if made_for is None or made_for.digest == images.digest:
+        return None
+    return (
+        f"note: the proposals were made for {made_for.uri}, not for {images.uri}; pictures find theirs by "
+        "image_id, so these must be the same pictures"
+    )
 
 
 def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[Plan, Version | None]:

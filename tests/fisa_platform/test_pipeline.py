@@ -163,3 +163,32 @@ def test_the_summary_has_a_line_per_step(tmp_path: Path) -> None:
     assert "up to date" not in first
     assert again.endswith("\neverything is up to date")
     assert "the sum is 111" in again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinConfig:
+    """Reads as `train`, `evaluate` and `label` do."""
+
+    output_uri: str
+    images_uri: str
+    proposals_uri: str | None = None
+
+
+def join(output_uri: str, images_uri: str, proposals_uri: str | None = None) -> Job:
+    config = JoinConfig(output_uri=output_uri, images_uri=images_uri, proposals_uri=proposals_uri)
+    stage = Stage(JoinConfig, lambda *_: StageResult(), uses_ray=False)
+    return Job(stage_name="join", stage=stage, config=config, compute=Compute())
+
+
+def test_proposals_of_other_images_are_noted(tmp_path: Path) -> None:
+    images, other, proposals, result = (
+        str(tmp_path / name) for name in ("images", "other", "props", "result")
+    )
+    made_of_them = {"images": add(images, 1), "other": add(other, 2), "proposals": join(proposals, images)}
+    lines: list[str] = []
+    run_jobs({**made_of_them, "use": join(result, images, proposals)}, lines.append)
+    assert not any("note:" in line for line in lines)
+    run_jobs({**made_of_them, "use": join(result, other, proposals)}, lines.append)
+    [note] = [line for line in lines if "note:" in line]
+    assert f"the proposals were made for {images}/" in note
+    assert f"not for {other}/" in note
