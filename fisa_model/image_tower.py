@@ -139,8 +139,9 @@ def _gelu(x: Tensor, approximate: str) -> Tensor:
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
-    gate = torch.sigmoid(1.702 * x)
-    return x * gate if x.requires_grad else x.mul_(gate)
+    if x.requires_grad:
+        return x * torch.sigmoid(1.702 * x)
+    return x.mul_((1.702 * x).sigmoid_())
 
 
 def _activation(mlp: nn.Module) -> Activation:

@@ -28,7 +28,10 @@ class Guide(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageFeatures:
-    """All that mask tokens need from B images; it depends on neither masks nor words."""
+    """All that mask tokens need from B images; it depends on neither masks nor words.
+
+    On a CPU they lie in one piece of memory: a part that is kept or pickled takes all with it, unless cloned.
+    """
 
     cls_token: Tensor
     """[B, C], the class token before the first layer, from which mask tokens start."""
@@ -66,7 +69,7 @@ class ImageBlock(nn.Module):
         """[B, N, C] -> [2, B, heads, N, C / heads], the keys and then the values."""
         # Without the queries, so that keys and values kept for many layers do not hold their memory too.
         both = F.linear(tokens, self.in_proj_weight[self.width :], self.in_proj_bias[self.width :])
-        return both.view(*both.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return both.view(*both.shape[:2], 2, self.heads, self.width // self.heads).permute(2, 0, 3, 1, 4)
 
     def finish(
         self, tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
@@ -170,14 +173,18 @@ class MaskTokenEncoder(nn.Module):
 
     def _run_images(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         shared = self.query_projection == "shared"
+        # Each head in one piece, which a CPU reads faster, and all layers in one piece, between which no
+        # memory is lost to the system: it would have to be cleared again for every layer. A compiler, though,
+        # takes each write to a part of it for a copy of all.
+        together = (
+            tokens.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        )
         room: Tensor | None = None
         for layer, (block, projection) in enumerate(zip(self.blocks, self.query_projections, strict=True)):
             assert isinstance(block, ImageBlock)
             normed = block.ln_1(tokens)
             keys_values = block.keys_values(normed)
-            if tokens.device.type == "cpu" and not keys_values.requires_grad:
-                # Each head in one piece, which a CPU reads faster, and all layers in one piece, between which
-                # no memory is lost to the system: it would have to be cleared again for every layer.
+            if together:
                 if room is None:
                     room = keys_values.new_empty(len(self.blocks), *keys_values.shape)
                 keys_values = room[layer].copy_(keys_values)

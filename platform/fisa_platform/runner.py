@@ -165,11 +165,11 @@ def _of_other_images(inputs: Mapping[str, Input]) -> str | None:
     It may be the same table, sharded anew; if it is not, ids that coincide join masks to foreign pictures.
     """
     images, proposals = inputs.get("images_uri"), inputs.get("proposals_uri")
-    if images is None or proposals is None:
+    if images is None or proposals is None or manifest.find_version(images.uri) is None:
         return None
     version = manifest.find_version(proposals.uri)
     made_for = None if version is None else version.manifest.inputs.get("images_uri")
-    if made_for is None or made_for.digest == images.digest:
+    if made_for is None or made_for.uri == images.uri:
         return None
     return (
         f"note: the proposals were made for {made_for.uri}, not for {images.uri}; pictures find theirs by "

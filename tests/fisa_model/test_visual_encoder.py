@@ -92,6 +92,27 @@ def test_larger_images_have_more_patches(clip: Any) -> None:
     assert features.keys[0].shape == (1, 2, 1 + 7 * 7, 16)
 
 
+def test_no_images_have_no_features(encoder: MaskTokenEncoder) -> None:
+    assert encoder.encode_images(torch.randn(0, 3, 16, 16)).keys[0].shape == (0, 2, 17, 16)
+
+
+@pytest.mark.parametrize("activation", ["GELU", "QuickGELU"])
+def test_features_with_and_without_gradients_are_the_same(
+    clip_model_cfg: dict[str, Any], images: Tensor, activation: str
+) -> None:
+    """Without, hidden values are written over, and keys and values lie in one piece."""
+    torch.manual_seed(0)
+    tower = ImageTower.read(CLIP(**{**clip_model_cfg, "quick_gelu": activation == "QuickGELU"}).visual)
+    encoder = MaskTokenEncoder(tower, image_size=16).requires_grad_(requires_grad=True)
+    learning = encoder.encode_images(images)
+    with torch.no_grad():
+        frozen = encoder.encode_images(images)
+    assert learning.keys[1].requires_grad
+    assert frozen.keys[0].is_contiguous()
+    for name in ("keys", "values"):
+        torch.testing.assert_close(getattr(frozen, name), getattr(learning, name), atol=1e-6, rtol=0)
+
+
 def test_shared_queries_start_as_clip_and_then_change_the_image_path(
     clip: Any, encoder: MaskTokenEncoder, images: Tensor, proposals: Tensor
 ) -> None:
