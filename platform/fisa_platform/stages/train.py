@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from fisa_model.config import FISAConfig
+from fisa_model.mask_generators import Precision
 from fisa_platform.classifier import WEIGHTS_NAME
 from fisa_platform.compute import Compute, Workers, is_embedded
 from fisa_platform.job import StageContext, StageResult
@@ -66,7 +67,7 @@ class TrainConfig:
     seed: int = 42
     """Order of the images, their jitter, and the start of what is new."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the forward pass; losses are always fp32."""
 
     batches: BatchConfig = field(default_factory=BatchConfig)
