@@ -90,6 +90,10 @@ class AdapterConfig:
     bias: Literal["hard", "soft"] = "hard"
     """Attention bias of a mask: 0 or -inf (equation 5), or a log-probability that classification trains."""
 
+    where: Literal["both", "attention", "output"] = "both"
+    """What takes the adapted masks: the attention of mask tokens, the output at test time, or both; the other
+    one takes the proposals as they came. Mask losses train the adapter in any case."""
+
     def __post_init__(self) -> None:
         check_choices(self)
         if not 0 <= self.layers <= 3:

@@ -27,7 +27,7 @@ class Prediction:
     """[Q, K], without void."""
 
     mask_logits: Tensor
-    """[Q, h, w], at the proposals' own resolution, after the Distribution Adapter."""
+    """[Q, h, w], at the proposals' own resolution; see `AdapterConfig.where`."""
 
     scores: Tensor
     """[Q], the generator's objectness."""

@@ -51,7 +51,7 @@ class PreparedProposals:
     """The same for the frozen CLIP, where it has a say."""
 
     mask_logits: list[Tensor]
-    """[Q, h, w] of each image, at the proposals' own resolution, after the Distribution Adapter."""
+    """[Q, h, w] of each image, at the proposals' own resolution; see `AdapterConfig.where`."""
 
     scores: list[Tensor]
     """[Q] of each image, the generator's objectness."""
@@ -256,6 +256,8 @@ class FISAPredictor:
                 "diverged"
             )
         changes = (adapted.mask_logits - padded).float()
+        if self.model.adapter.where == "attention":
+            changes = torch.zeros_like(changes)
         return PreparedProposals(
             adapted,
             frozen,

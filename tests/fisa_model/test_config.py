@@ -41,6 +41,7 @@ def test_masks_learn_only_with_an_adapter_that_learns() -> None:
         (SEVEConfig, {"init": "zeros"}, "init must be one of 'zero', 'random', got 'zeros'"),
         (SEVEConfig, {"residual": "querry"}, "residual must be one of 'query', 'replace', 'stream'"),
         (AdapterConfig, {"bias": "Soft"}, "bias must be one of 'hard', 'soft', got 'Soft'"),
+        (AdapterConfig, {"where": "masks"}, "where must be one of 'both', 'attention', 'output'"),
         (fisa, {"trained": "lorra"}, "trained must be one of 'simo', .*got 'lorra'"),
         (fisa, {"query_projection": "share"}, "query_projection must be one of 'mask_only', 'shared'"),
         (PanopticConfig, {"preset": "foo"}, "preset must be one of 'maskclip', .*got 'foo'"),

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -123,6 +123,25 @@ def test_masks_go_out_at_their_own_resolution(predictor: FISAPredictor) -> None:
         predictor.model.adapter.convolutions[-1].bias.fill_(3.0)
     [adapted] = predictor.predict([image], [halves(image)], tokens)
     np.testing.assert_allclose(adapted.mask_logits.numpy(), halves(image).mask_logits + 3.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("where", "steers", "goes_out"),
+    [("both", True, True), ("attention", True, False), ("output", False, True)],
+)
+def test_where_adapted_masks_go(
+    predictor: FISAPredictor, where: Literal["both", "attention", "output"], steers: Any, goes_out: Any
+) -> None:
+    image, masks = picture(), halves(picture())
+    tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
+    [plain] = predictor.predict([image], [masks], tokens)
+    predictor.model.adapter.where = where
+    with torch.no_grad():
+        # Opens every patch of every mask.
+        predictor.model.adapter.convolutions[-1].bias.fill_(100.0)
+    [adapted] = predictor.predict([image], [masks], tokens)
+    assert torch.equal(adapted.class_probs, plain.class_probs) != steers
+    assert torch.equal(adapted.mask_logits, plain.mask_logits) != goes_out
 
 
 def test_no_proposals_leave_the_picture_void(predictor: FISAPredictor) -> None:

@@ -121,7 +121,15 @@ def test_words_start_to_steer_after_one_step(
     assert total_gradient(asking) > 0
 
 
-@pytest.mark.parametrize(("bias", "reached"), [("hard", False), ("soft", True)])
+@pytest.mark.parametrize(
+    ("bias", "where", "reached"),
+    [
+        ("hard", "both", False),
+        ("soft", "both", True),
+        ("soft", "attention", True),
+        ("soft", "output", False),
+    ],
+)
 def test_classification_reaches_the_adapter_through_a_soft_bias_only(
     config: FISAConfig,
     images: Tensor,
@@ -129,9 +137,10 @@ def test_classification_reaches_the_adapter_through_a_soft_bias_only(
     class_tokens: ClassTokens,
     targets: list[Target],
     bias: Any,
+    where: Any,
     reached: Any,
 ) -> None:
-    config = dataclasses.replace(config, adapter=AdapterConfig(hidden=4, bias=bias))
+    config = dataclasses.replace(config, adapter=AdapterConfig(hidden=4, bias=bias, where=where))
     model, _ = build_fisa(config)
     losses = loss_of(model, images, proposals, class_tokens, targets)
     losses["loss_class"].backward(retain_graph=True)
