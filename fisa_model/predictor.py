@@ -1,7 +1,6 @@
 """FISA in one object: a picture and words in, labelled segments out."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from fisa_model.config import AdapterConfig, EnsembleConfig, FISAConfig, Panopti
 from fisa_model.device import check_device, check_dtype
 from fisa_model.ensemble import ensemble
 from fisa_model.fisa import FISA, AdaptedMasks, FISAOutput, build_fisa
-from fisa_model.mask_generators import MaskGenerator, MaskProposals, propose_masks
+from fisa_model.mask_generators import MaskGenerator, MaskProposals, ProposalForm, propose_masks
 from fisa_model.mask_generators.default import DefaultGenerator
 from fisa_model.pictures import Picture, read_picture
 from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.text_encoder import ClassTokens, TextEncoder
+from fisa_model.training_facts import DEFAULT_TEMPLATES, TrainingFacts
 from fisa_model.transforms import (
     check_proposals,
     pad_proposals,
@@ -31,13 +31,7 @@ from fisa_model.transforms import (
 )
 from fisa_model.visual_encoder import ImageFeatures
 from fisa_model.vocabulary import Vocabulary, get_templates
-from fisa_model.weights import SavedFISA, read_fisa
-
-TEMPLATES_KEY = "templates"
-"""Where a weights file says which prompt templates it was trained with."""
-VOCABULARY_KEY = "vocabulary"
-"""Where it says which classes it was trained on, as COCO categories."""
-DEFAULT_TEMPLATES = "vild"
+from fisa_model.weights import read_fisa
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +72,12 @@ class FISAPredictor:
         compile: bool = False,
         ensemble: EnsembleConfig | None = None,
         trained_on: Vocabulary | None = None,
+        proposal_form: ProposalForm | None = None,
     ) -> None:
         """`dtype` is that of the model's arithmetic: None is bfloat16 on a GPU that has it, else float32.
 
         `compile` passes the image tower to `torch.compile`: minutes at the first picture, less afterwards.
+        `proposal_form` is how the model met masks in training, which it then reads in this form.
         `ensemble` lets the frozen CLIP have a say, more of it in classes that `trained_on` has no name of.
         """
         if ensemble is not None and trained_on is None:
@@ -98,6 +94,7 @@ class FISAPredictor:
         self.templates = get_templates(templates)
         self.ensemble = ensemble
         self.trained_on = trained_on
+        self.proposal_form = proposal_form
         self.dtype = check_dtype(dtype, model.device)
         self._encode = torch.compile(model.encode_images) if compile else model.encode_images
 
@@ -111,24 +108,28 @@ class FISAPredictor:
         dtype: torch.dtype | None = None,
         compile: bool = False,
         ensemble: EnsembleConfig | None = None,
+        text_cache_path: Path | str | None = None,
     ) -> "FISAPredictor":
         """Loads trained weights, with the CLIP, the templates and the generator that belong to them.
 
-        `device` None is the GPU where there is one.
+        `device` None is the GPU where there is one. `text_cache_path` is a folder for vocabularies that come
+        again: it keeps every one that is encoded.
         """
         device = check_device(device)
         saved = read_fisa(path)
-        model, text_encoder = build_fisa(saved.config)
+        facts = TrainingFacts.of(saved)
+        model, text_encoder = build_fisa(saved.config, text_cache_path=text_cache_path)
         saved.load_into(model)
         return cls(
             model.to(device),
             text_encoder,
             generator=generator or DefaultGenerator(saved.config, device),
-            templates=saved.metadata.get(TEMPLATES_KEY, DEFAULT_TEMPLATES),
+            templates=facts.templates,
             dtype=dtype,
             compile=compile,
             ensemble=ensemble,
-            trained_on=_vocabulary_of(saved),
+            trained_on=facts.vocabulary,
+            proposal_form=facts.proposal_form,
         )
 
     @classmethod
@@ -141,10 +142,11 @@ class FISAPredictor:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        text_cache_path: Path | str | None = None,
     ) -> "FISAPredictor":
         """The frozen CLIP of a config with mask attention and nothing that was trained."""
         device = check_device(device)
-        model, text_encoder = build_fisa(baseline_of(config))
+        model, text_encoder = build_fisa(baseline_of(config), text_cache_path=text_cache_path)
         generator = generator or DefaultGenerator(config, device)
         return cls(
             model.to(device),
@@ -245,7 +247,8 @@ class FISAPredictor:
         for masks, size in zip(proposals, sizes, strict=True):
             check_proposals(masks, size)
         device = self.model.device
-        scaled = [to_model_proposals(masks, image_size=self.model.image_size) for masks in proposals]
+        side, form = self.model.image_size, self.proposal_form
+        scaled = [to_model_proposals(masks, image_size=side, form=form) for masks in proposals]
         padded = pad_proposals(scaled)[0].to(device)
         with self._autocast():
             adapted = self.model.adapt_masks(padded)
@@ -316,14 +319,6 @@ def _adapt(proposals: MaskProposals, change: Tensor) -> Tensor:
         return masks
     size = masks.shape[1:]
     return masks + F.interpolate(change[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _vocabulary_of(saved: SavedFISA) -> Vocabulary | None:
-    text = saved.metadata.get(VOCABULARY_KEY)
-    try:
-        return None if text is None else Vocabulary.from_json(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{saved.path}: its vocabulary is damaged ({error}); copy it again") from error
 
 
 def baseline_of(config: FISAConfig) -> FISAConfig:

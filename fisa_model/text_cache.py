@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,11 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "fisa-text-1"
 _ROWS = "rows"
+
+
+def default_path() -> Path:
+    """`$XDG_CACHE_HOME/fisa/text`, by default `~/.cache/fisa/text`: one for all programs on this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "fisa" / "text"
 
 
 class TextCache:
@@ -36,13 +42,13 @@ class TextCache:
     def read(self, names: Sequence[str], templates: Sequence[str]) -> Tensor | None:
         """The rows [R, D] of these names; None where there is no file, or one that cannot be trusted."""
         path = self.path_of(names, templates)
-        if not path.is_file():
-            return None
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 rows: Tensor = file.get_tensor(_ROWS)
-        except SafetensorError as error:
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
             logger.warning("%s: not a whole safetensors file (%s); it will be written anew", path, error)
             return None
         if metadata != _header(path, rows) or rows.shape[:1] != (len(names),):
@@ -51,19 +57,26 @@ class TextCache:
         return rows
 
     def write(self, names: Sequence[str], templates: Sequence[str], rows: Tensor) -> None:
-        """Keeps rows [R, D]; another process sees the whole file or none."""
+        """Keeps rows [R, D] if the folder can be written; another process sees the whole file or none."""
         path = self.path_of(names, templates)
         rows = rows.detach().cpu().contiguous()
-        self.folder_path.mkdir(parents=True, exist_ok=True)
         partial = self.folder_path / f".partial-{uuid.uuid4().hex}"
         try:
+            self.folder_path.mkdir(parents=True, exist_ok=True)
             save_file({_ROWS: rows}, partial, metadata=_header(path, rows))
             os.replace(partial, path)
+        except (SafetensorError, OSError) as error:
+            logger.warning("%s: text embeddings are not kept (%s); they are encoded each time", path, error)
         finally:
-            partial.unlink(missing_ok=True)
+            _remove(partial)
 
 
 def _header(path: Path, rows: Tensor) -> dict[str, str]:
     """What must stand in the file: a changed byte, or another cache's file under this name, shows here."""
     data = rows.view(-1).view(torch.uint8).numpy().tobytes()
     return {"format": FORMAT, "key": path.stem, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

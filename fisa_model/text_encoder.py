@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fisa_model.text_cache import TextCache
 from fisa_model.vocabulary import Vocabulary
@@ -124,6 +125,16 @@ class TextEncoder:
         prompts = [template.format(name) for name in names for template in templates]
         device = self.clip.logit_scale.device
         batches = [prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)]
-        features = [self.clip.encode_text(self.tokenizer(batch).to(device)).float() for batch in batches]
+        features = [self._encode_prompts(self.tokenizer(batch).to(device)) for batch in batches]
         embeddings = F.normalize(torch.cat(features), dim=-1).view(len(names), len(templates), -1)
         return F.normalize(embeddings.mean(dim=1), dim=-1)
+
+    def _encode_prompts(self, tokens: Tensor) -> Tensor:
+        """[N, 77] -> [N, D], not normalised."""
+        if self.learns and torch.is_grad_enabled():
+            # COCO's 3,360 prompts would keep 100 GB of ViT-L/14's text tower for the backward pass, in bf16;
+            # so each batch is encoded there again.
+            encoded: Tensor = checkpoint(self.clip.encode_text, tokens, use_reentrant=False)
+        else:
+            encoded = self.clip.encode_text(tokens)
+        return encoded.float()

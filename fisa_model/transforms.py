@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fisa_model.mask_generators import MaskProposals
+from fisa_model.mask_generators import LOGIT, MaskProposals, ProposalForm
 from fisa_model.matcher import Target
 from fisa_model.pictures import check_image
 
 PROPOSAL_STRIDE = 4
 """The model reads proposals at a quarter of the image's side, the stride at which Mask2Former makes them."""
 
-OUTSIDE = -10.0
+OUTSIDE = -LOGIT
 """Mask logit where there is no image, and of proposals that only fill up a batch."""
 
 GRAY = 128 / 255
@@ -65,10 +65,20 @@ def to_clip_input(
     return _normalise(_resize(_to_float(image), (image_size, image_size)), mean, std)
 
 
-def to_model_proposals(proposals: MaskProposals, *, image_size: int) -> Tensor:
-    """Proposals at any resolution -> [Q, S / 4, S / 4], what the model was trained on."""
+def to_model_proposals(
+    proposals: MaskProposals, *, image_size: int, form: ProposalForm | None = None
+) -> Tensor:
+    """Proposals at any resolution -> [Q, S / 4, S / 4], what the model was trained on.
+
+    `form` is that of the table it was trained on; None leaves logits as they came. A network's own reach 30,
+    and from a table of binary masks the adapter knows none but 10.
+    """
     side = -(-image_size // PROPOSAL_STRIDE)
     logits = to_tensor(proposals.mask_logits)
+    if form == "binary":
+        logits = torch.where(logits >= 0, LOGIT, -LOGIT)
+    elif form == "clipped":
+        logits = logits.clamp(-LOGIT, LOGIT)
     if len(proposals) == 0:
         return logits.new_zeros(0, side, side)
     return F.interpolate(logits[None], size=(side, side), mode="bilinear", antialias=True)[0]

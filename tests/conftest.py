@@ -5,6 +5,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Before anything imports ray: under `uv run` it would install this project anew for every worker.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+
+# Text embeddings that jobs keep on this machine are not the user's, and not those of an earlier run.
+_caches = tempfile.TemporaryDirectory(prefix="fisa-caches-")
+os.environ["XDG_CACHE_HOME"] = _caches.name
 
 # Before anything imports torch: models of these tests are too small to share between threads, which on a busy
 # machine wait for each other most of the time.

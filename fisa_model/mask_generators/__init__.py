@@ -7,6 +7,12 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+LOGIT = 10.0
+"""Mask logit of a pixel that is known to be inside, and its negative outside: a probability of 0.99995."""
+
+ProposalForm = Literal["binary", "clipped"]
+"""What a table of proposals keeps of mask logits: their side of 0, or what of them is within LOGIT."""
+
 
 @dataclass(frozen=True, slots=True)
 class MaskProposals:

@@ -6,10 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
-from fisa_model.mask_generators import MaskProposals
-
-LOGIT = 10.0
-"""Mask logit inside a region, and its negative outside."""
+from fisa_model.mask_generators import LOGIT, MaskProposals
 
 
 class FelzenszwalbGenerator:

@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fisa_model.mask_generators import MaskProposals
-
-LOGIT = 10.0
-"""Mask logit inside a segment, and its negative outside."""
+from fisa_model.mask_generators import LOGIT, MaskProposals
 
 
 def true_proposals(ids: NDArray[np.int32], segments: Sequence[Mapping[str, Any]]) -> MaskProposals:

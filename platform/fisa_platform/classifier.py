@@ -54,25 +54,37 @@ class NoGenerator:
         raise RuntimeError("this job reads its proposals from a table")
 
 
-def load_predictor(config: ClassifierConfig, generator: MaskGenerator | None = None) -> FISAPredictor:
+def load_predictor(
+    config: ClassifierConfig, generator: MaskGenerator | None = None, *, caches_words: bool = True
+) -> FISAPredictor:
     """The classifier on this worker's device; without `generator` it only takes given proposals.
+
+    `caches_words` keeps what it encodes on this machine's disk, for the other workers and the next job.
 
     Raises:
         ValueError: the weights are damaged, or belong to another CLIP.
     """
     from fisa_model.device import DTYPE_OF
     from fisa_model.predictor import FISAPredictor
+    from fisa_model.text_cache import default_path
 
+    cache = default_path() if caches_words else None
     generator = generator or NoGenerator()
     dtype = None if config.precision is None else DTYPE_OF[config.precision]
     if config.frozen is not None:
         return FISAPredictor.baseline(
-            config.frozen, generator=generator, templates=config.templates, dtype=dtype
+            config.frozen,
+            generator=generator,
+            templates=config.templates,
+            dtype=dtype,
+            text_cache_path=cache,
         )
     assert config.weights_uri is not None
     with tempfile.TemporaryDirectory() as folder:
         path = _download_weights(config.weights_uri, Path(folder))
-        return FISAPredictor.load(path, generator=generator, dtype=dtype, ensemble=config.ensemble)
+        return FISAPredictor.load(
+            path, generator=generator, dtype=dtype, ensemble=config.ensemble, text_cache_path=cache
+        )
 
 
 def check_weights(config: ClassifierConfig) -> None:

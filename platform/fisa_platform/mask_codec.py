@@ -6,6 +6,7 @@
 | `bits` | the same, one bit a pixel | the same |
 | `logits8`, `logits4` | logits at a quarter of the image's side, 256 or 16 levels | logits within `LOGIT` |
 
+A classifier that was trained on one of them reads all masks in the same form, from wherever they come.
 `tests/benchmarks/mask_codec.py` measures them.
 """
 
@@ -16,16 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from fisa_model.mask_generators import MaskProposals
+from fisa_model.mask_generators import LOGIT, MaskProposals, ProposalForm
 
 MaskEncoding = Literal["rle", "bits", "logits4", "logits8"]
 ENCODINGS: tuple[str, ...] = get_args(MaskEncoding)
 
-LOGIT = 10.0
-"""Mask logit of a pixel that a stored mask holds: a probability of 0.99995. Larger ones are kept as this."""
-
 LOGIT_STRIDE = 4
 """Pixels of the image to a cell of stored logits, the stride of Mask2Former's."""
+
+
+FORM_OF: dict[str, ProposalForm] = {
+    "rle": "binary",
+    "bits": "binary",
+    "logits4": "clipped",
+    "logits8": "clipped",
+}
+"""What a model that learns from masks of an encoding knows of their logits."""
 
 
 class _Codec(Protocol):

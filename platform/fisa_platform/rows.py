@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fisa_model.mask_generators import MaskProposals
+from fisa_model.mask_generators import MaskProposals, ProposalForm
 from fisa_platform import storage
 from fisa_platform.manifest import open_version
-from fisa_platform.mask_codec import decode_proposals
+from fisa_platform.mask_codec import FORM_OF, decode_proposals
 
 PLACES = pa.schema(
     [
@@ -92,6 +92,11 @@ class ProposalRows:
             raise ValueError(f"{proposals_uri}: holds no table of proposals; give what `propose` wrote")
         self.rows = TableRows(files, ["image_id", "height", "width", "encoding", "masks"])
         self.positions = self.rows.positions()
+
+    @property
+    def form(self) -> ProposalForm | None:
+        """What is known of the masks' logits; None of an empty table. One `propose` wrote all rows."""
+        return FORM_OF.get(self.rows[0]["encoding"]) if len(self.rows) else None
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self.positions

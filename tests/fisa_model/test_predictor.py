@@ -125,6 +125,36 @@ def test_masks_go_out_at_their_own_resolution(predictor: FISAPredictor) -> None:
     np.testing.assert_allclose(adapted.mask_logits.numpy(), halves(image).mask_logits + 3.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["binary", "clipped"])
+def test_masks_are_read_in_the_form_they_had_in_training(
+    trained: FISA, text_encoder: TextEncoder, config: FISAConfig, tmp_path: Path, form: str
+) -> None:
+    save_fisa(tmp_path / "w.safetensors", trained, config, {"proposals": form})
+    predictor = FISAPredictor.load(tmp_path / "w.safetensors", generator=halves, device="cpu")
+    tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
+    network = np.random.default_rng(0).normal(0, 15, (3, 8, 12)).astype(np.float32)
+    scores = np.ones(3, dtype=np.float32)
+    table = np.where(network >= 0, 10, -10) if form == "binary" else network.clip(-10, 10)
+    [from_network] = predictor.predict([picture()], [MaskProposals(network, scores)], tokens)
+    [from_table] = predictor.predict([picture()], [MaskProposals(table.astype(np.float32), scores)], tokens)
+    assert torch.equal(from_network.class_probs, from_table.class_probs)
+    # What goes out keeps the network's own borders.
+    changes = from_table.mask_logits - torch.from_numpy(table)
+    assert changes.abs().max() > 0.01
+    torch.testing.assert_close(
+        from_network.mask_logits - torch.from_numpy(network), changes, atol=1e-4, rtol=0, check_dtype=False
+    )
+    predictor.proposal_form = None
+    [as_they_came] = predictor.predict([picture()], [MaskProposals(network, scores)], tokens)
+    assert not torch.equal(as_they_came.class_probs, from_table.class_probs)
+
+
+def test_an_unknown_form_of_proposals_is_refused(model: FISA, config: FISAConfig, tmp_path: Path) -> None:
+    save_fisa(tmp_path / "w.safetensors", model, config, {"proposals": "fuzzy"})
+    with pytest.raises(ValueError, match="trained on 'fuzzy' proposals, this version knows binary and clip"):
+        FISAPredictor.load(tmp_path / "w.safetensors", generator=halves)
+
+
 @pytest.mark.parametrize(
     ("where", "steers", "goes_out"),
     [("both", True, True), ("attention", True, False), ("output", False, True)],

@@ -1,14 +1,16 @@
 """Mask tokens ask class tokens: a set of words, read through the query only."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fisa_model.config import FISAConfig, SEVEConfig
 from fisa_model.fisa import FISA, build_fisa
-from fisa_model.seve import SEVE
+from fisa_model.seve import SEVE, SemanticExtraction
 from fisa_model.text_encoder import ClassTokens
 
 
@@ -55,6 +57,23 @@ def test_saying_every_word_twice_changes_nothing(class_tokens: ClassTokens) -> N
     once = seve.guide(class_tokens.targets)(0, tokens, torch.nn.Identity())[1]
     twice = seve.guide(class_tokens.targets.repeat(2, 1))(0, tokens, torch.nn.Identity())[1]
     torch.testing.assert_close(once, twice, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("token_norm", [True, False])
+def test_class_tokens_are_normalised_to_be_told_apart(class_tokens: ClassTokens, token_norm: Any) -> None:
+    config = SEVEConfig(query_width=8, heads=2, init="random", token_norm=token_norm)
+    words = SEVE(config, width=32, text_width=24, layers=2)
+    tokens = torch.randn(2, 5, 32)
+    half, whole = (
+        words.guide(length * class_tokens.targets)(0, tokens, torch.nn.Identity())[1] for length in (0.5, 1.0)
+    )
+    assert torch.allclose(half, whole, atol=1e-2) == token_norm
+    unit_rows = class_tokens.targets
+    rows = F.layer_norm(unit_rows, unit_rows.shape[-1:]) if token_norm else unit_rows
+    extraction = words.extractions[0]
+    assert isinstance(extraction, SemanticExtraction)
+    expected = tokens + extraction(tokens, extraction.encode_classes(rows))
+    torch.testing.assert_close(whole, expected)
 
 
 def test_words_reach_the_query_the_stream_or_replace_the_token(class_tokens: ClassTokens) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from fisa_model.config import FISAConfig
 from fisa_model.fisa import build_fisa
-from fisa_model.text_cache import TextCache
+from fisa_model.text_cache import TextCache, default_path
 from fisa_model.text_encoder import TextEncoder
 from fisa_model.vocabulary import Vocabulary
 
@@ -79,15 +79,36 @@ def test_a_foreign_file_is_ignored(cache: TextCache) -> None:
     assert cache.read(["cow", "sea"], TEMPLATES) is None
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(cache: TextCache) -> None:
+def test_a_failed_write_is_a_warning_and_leaves_the_old_file_and_no_other(
+    cache: TextCache, caplog: pytest.LogCaptureFixture
+) -> None:
     cache.write(NAMES, TEMPLATES, ROWS)
     before = cache.path_of(NAMES, TEMPLATES).read_bytes()
     blocked = cache.path_of(["cow"], TEMPLATES)
     blocked.mkdir()
-    with pytest.raises(OSError, match=blocked.name):
-        cache.write(["cow"], TEMPLATES, ROWS[:1])
+    cache.write(["cow"], TEMPLATES, ROWS[:1])
+    assert f"{blocked}: text embeddings are not kept" in caplog.text
+    assert cache.read(["cow"], TEMPLATES) is None
     assert cache.path_of(NAMES, TEMPLATES).read_bytes() == before
     assert len(list(cache.folder_path.iterdir())) == 2
+
+
+def test_without_a_folder_words_are_encoded_each_time(
+    text_encoder: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    cache = TextCache(tmp_path / "file" / "text", "digest")
+    encoder = TextEncoder(text_encoder.clip, text_encoder.tokenizer, cache)
+    assert len(encoder.encode(Vocabulary.from_names(["cat"]), TEMPLATES).classifier) == 1
+    assert "they are encoded each time" in caplog.text
+
+
+def test_the_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert default_path() == tmp_path / "cache" / "fisa" / "text"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_path() == tmp_path / ".cache" / "fisa" / "text"
 
 
 def test_a_second_encoder_finds_what_the_first_has_encoded(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fisa_model import text_encoder
 from fisa_model.config import FISAConfig
 from fisa_model.criterion import Criterion
 from fisa_model.fisa import build_fisa
@@ -29,21 +30,21 @@ def text_config(config: FISAConfig) -> FISAConfig:
 def test_words_move_and_are_saved(
     text_config: FISAConfig, images: Tensor, proposals: Tensor, tmp_path: Path
 ) -> None:
-    model, text_encoder = build_fisa(text_config)
+    model, encoder = build_fisa(text_config)
     with torch.no_grad():
-        before = text_encoder.encode(WORDS, TEMPLATES).classifier
+        before = encoder.encode(WORDS, TEMPLATES).classifier
     objective = FISAObjective(
         model,
         HungarianMatcher(num_points=32),
         Criterion(num_points=32),
-        lambda: text_encoder.encode(WORDS, TEMPLATES),
+        lambda: encoder.encode(WORDS, TEMPLATES),
     )
     targets = [Target(torch.tensor([0, 1]), masks[:2] >= 0) for masks in proposals]
     batch = TrainingBatch(images, proposals, torch.ones(2, 5, dtype=torch.bool), targets)
     optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-2))  # type: ignore[arg-type]
     objective(batch)["loss"].backward()
     optimizer.step()
-    after = text_encoder.encode(WORDS, TEMPLATES).classifier
+    after = encoder.encode(WORDS, TEMPLATES).classifier
     assert not torch.allclose(after, before, atol=1e-4)
 
     save_fisa(tmp_path / "w.safetensors", model, text_config)
@@ -54,8 +55,8 @@ def test_words_move_and_are_saved(
 
 
 def test_is_a_part_of_its_own_at_clips_rate(text_config: FISAConfig) -> None:
-    model, text_encoder = build_fisa(text_config)
-    tower = {name: p.numel() for name, p in text_encoder.clip.named_parameters() if "visual" not in name}
+    model, encoder = build_fisa(text_config)
+    tower = {name: p.numel() for name, p in encoder.clip.named_parameters() if "visual" not in name}
     assert count_trainable(model)["text_tower"] == sum(tower.values()) - 1  # without the scale of cosines
     assert count_trainable(model)["image_tower"] == 0
     rates = {group["name"]: group["lr"] for group in parameter_groups(model, learning_rate=1e-4)}
@@ -69,6 +70,36 @@ def test_nothing_is_kept_while_it_learns(text_config: FISAConfig, tmp_path: Path
     with torch.no_grad():
         encoder.encode(WORDS, TEMPLATES)
     assert not list(tmp_path.iterdir())
+
+
+def test_prompts_are_not_all_kept_for_the_backward_pass(
+    text_config: FISAConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, encoder = build_fisa(text_config)
+    words = Vocabulary.from_names([f"word {i}" for i in range(32)])
+
+    def learn() -> tuple[int, list[Tensor]]:
+        """Bytes kept until the backward pass, and the gradients."""
+        encoder.clip.zero_grad()
+        kept: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, torch.nn.Parameter):
+                kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            rows = encoder.encode(words, TEMPLATES).classifier
+        rows[:, 0].sum().backward()
+        return sum(kept.values()), [p.grad for p in encoder.clip.parameters() if p.grad is not None]
+
+    monkeypatch.setattr(text_encoder, "PROMPTS_PER_BATCH", 4)
+    kept, gradients = learn()
+    monkeypatch.setattr(text_encoder, "checkpoint", lambda encode, tokens, **_: encode(tokens))
+    all_kept, expected = learn()
+    assert kept < all_kept / 20
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_frozen_model_has_no_text_that_learns(config: FISAConfig) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fisa_model.fisa import FISA
 from fisa_model.image_tower import ImageTower
@@ -40,6 +41,19 @@ def test_image_features_do_not_depend_on_masks(encoder: MaskTokenEncoder, images
     before = [keys.clone() for keys in features.keys]
     encoder.embed_masks(features, open_bias(2, 7))
     assert all(torch.equal(a, b) for a, b in zip(before, encoder.encode_images(images).keys, strict=True))
+
+
+def test_the_last_layer_computes_keys_and_values_only(encoder: MaskTokenEncoder, images: Tensor) -> None:
+    """The rest of it would cost a twelfth of ViT-B's pass, and nothing reads it."""
+    with FlopCounterMode(display=False) as counter:
+        encoder.encode_images(images)
+    width, tokens = encoder.width, 2 * (1 + encoder.grid_size**2)
+    projection = 2 * tokens * width**2
+    attention = 4 * tokens * (1 + encoder.grid_size**2) * width
+    patches = 2 * (tokens - 2) * width * encoder.conv1_weight[0].numel()
+    whole_layer = (4 + 2 * 4) * projection + attention
+    assert len(encoder.blocks) == 3
+    assert counter.get_total_flops() == patches + 2 * whole_layer + 2 * projection
 
 
 def test_order_and_number_of_masks_do_not_matter(

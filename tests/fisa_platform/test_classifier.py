@@ -1,5 +1,8 @@
 """The classifier that a job names."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,3 +22,15 @@ def test_arithmetic_is_the_jobs_choice_or_else_the_devices(
 ) -> None:
     predictor = load_predictor(ClassifierConfig(frozen=fisa_toy(), precision=precision))
     assert predictor.dtype is dtype
+
+
+@pytest.mark.parametrize("caches_words", [True, False])
+def test_words_of_jobs_are_kept_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caches_words: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    predictor = load_predictor(ClassifierConfig(frozen=fisa_toy()), caches_words=caches_words)
+    tokens = predictor.encode_vocabulary(["cat", "dog"])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == caches_words
+    again = load_predictor(ClassifierConfig(frozen=fisa_toy()), caches_words=caches_words)
+    assert torch.equal(again.encode_vocabulary(["cat", "dog"]).classifier, tokens.classifier)

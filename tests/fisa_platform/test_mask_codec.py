@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from pycocotools import mask as coco_mask
 
-from fisa_model.mask_generators import MaskProposals
-from fisa_platform.mask_codec import ENCODINGS, LOGIT, decode_proposals, encode_proposals
+from fisa_model.mask_generators import LOGIT, MaskProposals
+from fisa_platform.mask_codec import ENCODINGS, FORM_OF, decode_proposals, encode_proposals
 from fisa_platform.schema import PROPOSALS
 
 BINARY, LEVELS = ("rle", "bits"), {"logits4": 16, "logits8": 256}
@@ -42,6 +42,14 @@ def test_proposals_survive_the_table(encoding, shape):
         error = np.abs(read.mask_logits - logits.clip(-LOGIT, LOGIT))
         assert error.max() <= 2 * LOGIT / (LEVELS[encoding] - 1) / 2 + 1e-5
         assert len(np.unique(read.mask_logits)) <= LEVELS[encoding]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_comes_back_has_the_form_that_is_named(encoding):
+    read = through_the_table(MaskProposals(some_logits(3, 8, 8), np.ones(3, np.float32)), 32, 32, encoding)
+    values = np.abs(read.mask_logits)
+    assert values.max() <= LOGIT
+    assert (values.min() == LOGIT) == (FORM_OF[encoding] == "binary")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

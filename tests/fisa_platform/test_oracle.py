@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from fisa_model.mask_generators import LOGIT
 from fisa_model.postprocess import panoptic
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_platform import storage
 from fisa_platform.evaluation.oracle import oracle_class_probs
 from fisa_platform.evaluation.panoptic import PanopticMetrics
-from fisa_platform.mask_codec import LOGIT
 from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.sources.coco import read_coco_panoptic
 

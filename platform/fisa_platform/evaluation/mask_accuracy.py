@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fisa_model.mask_generators import MaskProposals
-from fisa_model.mask_generators.oracle import LOGIT
+from fisa_model.mask_generators import LOGIT, MaskProposals
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform.evaluation.label_maps import class_labels
 

@@ -61,7 +61,8 @@ def load_segmenter(
     """Loads generator and classifier on this worker's device."""
     device = default_device()
     masks = load_mask_generator(generator, weights=generator_weights, device=device)
-    predictor = load_predictor(classifier, masks)
+    # Requests bring words that may never come again, which a cache on disk would keep for ever.
+    predictor = load_predictor(classifier, masks, caches_words=False)
     info = ModelInfo(
         classifier=to_json(classifier),
         clip_digest=predictor.model.clip.digest,

@@ -13,9 +13,10 @@ import ray.train
 import ray.train.torch
 from accelerate import Accelerator
 
+from fisa_model.mask_generators import ProposalForm
 from fisa_model.mask_generators.mask2former import LearningMask2Former
 from fisa_model.objective import FISAObjective
-from fisa_model.predictor import TEMPLATES_KEY, VOCABULARY_KEY
+from fisa_model.training_facts import TrainingFacts
 from fisa_model.vocabulary import Vocabulary
 from fisa_model.weights import save_fisa
 from fisa_platform import storage
@@ -78,7 +79,8 @@ def _train(arguments: dict[str, Any]) -> None:
         save=lambda: _save(state, history, is_main=accelerator.is_main_process),
     )
     if accelerator.is_main_process:
-        _write_outputs(arguments["output_uri"], config, state.objective, vocabulary, history)
+        form = None if examples.proposals is None else examples.proposals.form
+        _write_outputs(arguments["output_uri"], config, state.objective, vocabulary, form, history)
 
 
 def _resume(state: TrainingState[FISAObjective], history: list[dict[str, float]]) -> None:
@@ -105,13 +107,13 @@ def _write_outputs(
     config: TrainConfig,
     objective: FISAObjective,
     vocabulary: Vocabulary,
+    form: ProposalForm | None,
     history: list[dict[str, float]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS_NAME
-        seen = json.dumps(vocabulary.to_json(), ensure_ascii=False)
-        metadata = {TEMPLATES_KEY: config.templates, VOCABULARY_KEY: seen}
-        save_fisa(path, objective.model, config.model, metadata)
+        facts = TrainingFacts(templates=config.templates, vocabulary=vocabulary, proposal_form=form)
+        save_fisa(path, objective.model, config.model, facts.to_metadata())
         if isinstance(objective.generator, LearningMask2Former):
             objective.generator.save(Path(folder) / GENERATOR_NAME)
         for file in filter(Path.is_file, Path(folder).rglob("*")):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
+from fisa_model import text_cache
 from fisa_model.criterion import Criterion
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators.mask2former import LearningMask2Former
@@ -46,7 +47,7 @@ def build_state(
     """The model, its criterion, its optimizer and its schedule, as they are before the first step."""
     device = accelerator.device
     torch.manual_seed(config.seed)
-    model, text_encoder = build_fisa(config.model)
+    model, text_encoder = build_fisa(config.model, text_cache_path=text_cache.default_path())
     named, templates = vocabulary.in_preset(config.templates), get_templates(config.templates)
 
     def encode_classes() -> ClassTokens:

@@ -145,6 +145,7 @@ def test_the_stage_writes_weights_that_the_predictor_loads(trained: Version) -> 
     assert trained.manifest.rows == 6 * 4
     assert trained.manifest.vocabulary == VOCABULARY.to_json()
     predictor = FISAPredictor.load(Path(trained.file("weights.safetensors")))
+    assert predictor.proposal_form == "binary"
     learns = {name for name, p in predictor.model.named_parameters() if p.requires_grad}
     assert load_file(trained.file("weights.safetensors")).keys() == learns
     scene = toyworld.draw_scene(5, 0, "all")
@@ -184,6 +185,8 @@ def test_a_generator_learns_with_the_classifier_and_proposes_afterwards(
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert len(changed) > 0.9 * len(before)
     assert not any(name.startswith("class_predictor") for name in changed)
+    classifier = FISAPredictor.load(Path(manifest.open_version(weights).file("weights.safetensors")))
+    assert classifier.proposal_form is None
 
 
 def test_a_run_without_a_generator_that_learnt_is_refused_as_one(trained: Version, tmp_path: Path) -> None:
