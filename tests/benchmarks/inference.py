@@ -5,7 +5,8 @@
 Sizes are the paper's by default: an image of 800 x 1333 for a Mask2Former with Swin-B, 896 x 896 for CLIP,
 100 masks. Weights are random: they change no cost. `second vocabulary` is what other words cost on a
 picture that was encoded already, over a whole pass; the text tower runs once for a vocabulary and is apart.
-The last line is JSON.
+Peak memory is of the process or the GPU while a part runs, less the weights of the network that has no part
+in it. The last line is JSON.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from measuring import interleave, machine
+from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from fisa_model.config import CLIPConfig, FISAConfig, PanopticConfig
@@ -30,6 +32,7 @@ from fisa_model.text_encoder import ClassTokens
 VOCABULARIES = (1, 150, 847)
 CLASSIFIER = ("image tower", "masks, for any words", "masks x 150 names")
 """What a whole pass of the classifier is."""
+GENERATOR = "generator"
 
 EVERY = PanopticConfig(object_threshold=0.0)
 """Random weights are sure of nothing, so that at a usual threshold there would be nothing to do."""
@@ -75,8 +78,12 @@ def smooth_proposals(arguments: argparse.Namespace) -> MaskProposals:
     return MaskProposals(logits.numpy(), np.ones(arguments.masks, dtype=np.float32))
 
 
-def build_stages(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; nothing of one is part of another."""
+def bytes_of(network: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in network.parameters())
+
+
+def build_stages(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
+    """What is timed, by name, and the bytes of weights that each does without; no one is part of another."""
     config = FISAConfig(clip=CLIPConfig(model=arguments.model), image_size=arguments.size)
     torch.manual_seed(0)
     model, text_encoder = build_fisa(config)
@@ -101,34 +108,37 @@ def build_stages(arguments: argparse.Namespace) -> dict[str, Callable[[], object
         stages[f"masks x {k} names"] = lambda tokens=tokens: predictor.classify(features, prepared, tokens)
     stages["panoptic, 150 names"] = lambda: prediction.panoptic([True] * 150, EVERY)
     stages["semantic, 150 names"] = prediction.semantic
+    # Of each stage the bytes that it does not need.
+    idle = dict.fromkeys(stages, 0)
     if not arguments.skip_generator:
         generator = swin_b(arguments.device)
-        stages["generator"] = lambda: generator(image)
-    return stages
+        idle = dict.fromkeys(stages, bytes_of(generator.network)) | {GENERATOR: bytes_of(text_encoder.clip)}
+        stages[GENERATOR] = lambda: generator(image)
+    return stages, idle
 
 
 def main() -> None:
     arguments = parse_arguments()
-    stages = build_stages(arguments)
+    stages, idle = build_stages(arguments)
     seconds: dict[str, list[float]] = {name: [] for name in stages}
-    peak = 0
-    for name, value, bytes_now in interleave(stages, arguments.runs, arguments.device):
+    peaks = dict.fromkeys(stages, 0)
+    for name, value, peak in interleave(stages, arguments.runs, arguments.device):
         seconds[name].append(value)
-        peak = max(peak, bytes_now)
+        peaks[name] = max(peak - idle[name], peaks[name])
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     second = medians["masks x 150 names"] / sum(medians[name] for name in CLASSIFIER)
     print(
         f"{arguments.model} at {arguments.size}, {arguments.masks} masks, picture of {arguments.height} x "
         f"{arguments.width}, {arguments.dtype} on {arguments.device}"
     )
-    print(f"{'':22}{'seconds':>9}{'images/s':>10}")
+    print(f"{'':22}{'seconds':>9}{'images/s':>10}{'peak GiB':>10}")
     for name, value in medians.items():
-        print(f"{name:22}{value:9.3f}{1 / value:10.2f}")
-    print(f"second vocabulary over a whole pass of the classifier: {second:.3f}; peak {peak / 2**30:.2f} GiB")
+        print(f"{name:22}{value:9.3f}{1 / value:10.2f}{peaks[name] / 2**30:10.2f}")
+    print(f"second vocabulary over a whole pass of the classifier: {second:.3f}")
     result: dict[str, Any] = {
         "seconds": medians,
         "second_vocabulary_ratio": second,
-        "peak_bytes": peak,
+        "peak_bytes": peaks,
         **vars(arguments),
         **machine(arguments.device),
     }

@@ -1,9 +1,9 @@
 """What benchmarks share: interleaved timing, peak memory, and the machine it was on."""
 
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ def interleave(
         for name, function in functions.items():
             if device == "cuda":
                 torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
+            _reset_peak(device)
             started = time.perf_counter()
             function()
             if device == "cuda":
@@ -28,10 +28,19 @@ def interleave(
 
 
 def peak_bytes(device: str) -> int:
-    """Of the GPU since the last run began, or of this process since it began."""
+    """Of the GPU, or of this process, since the last run began."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        # The process's peak is from now on what it holds now: proc(5), clear_refs.
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def machine(device: str) -> dict[str, Any]:
