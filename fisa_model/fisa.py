@@ -21,7 +21,7 @@ from fisa_model.simo import count_trainable, freeze
 from fisa_model.text_cache import TextCache
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.visual_encoder import ImageFeatures, MaskTokenEncoder
-from fisa_model.weights import UNKNOWN_CLIP, CLIPFacts, load_clip, read_architecture
+from fisa_model.weights import UNKNOWN_CLIP, CLIPFacts, LoadedCLIP, load_clip, read_architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class FISAOutput:
     """[B, Q, K], or [B, Q, K + 1] where the class tokens have a void row (the last column)."""
 
     mask_logits: Tensor
-    """[B, Q, h, w], the proposals after the Distribution Adapter."""
+    """[B, Q, h, w], the proposals after the Distribution Adapter, whatever `AdapterConfig.where` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +170,15 @@ def build_fisa(config: FISAConfig, *, text_cache_path: Path | str | None = None)
     """
     clip = load_clip(config.clip)
     model = assemble(config, clip.model, clip.facts)
-    cache = None if text_cache_path is None else TextCache(text_cache_path, clip.facts.digest)
+    cache = None if text_cache_path is None else TextCache(text_cache_path, _text_digest(clip))
     return model, TextEncoder(clip.model, clip.tokenizer, cache, learns=config.trains_text)
+
+
+def _text_digest(clip: LoadedCLIP) -> str:
+    """The CLIP's digest, and what of its text tower shows in no tensor that is saved."""
+    tower: Any = getattr(clip.model, "text", clip.model)
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    return f"{clip.facts.digest} {pool} {getattr(tower, 'attn_mask', None) is not None}"
 
 
 def assemble(config: FISAConfig, clip: Any, facts: CLIPFacts) -> FISA:

@@ -24,6 +24,7 @@ from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.training_facts import DEFAULT_TEMPLATES, TrainingFacts
 from fisa_model.transforms import (
     check_proposals,
+    in_form,
     pad_proposals,
     to_clip_input,
     to_model_proposals,
@@ -264,7 +265,7 @@ class FISAPredictor:
         return PreparedProposals(
             adapted,
             frozen,
-            [_adapt(masks, change) for masks, change in zip(proposals, changes, strict=True)],
+            [_adapt(masks, change, form) for masks, change in zip(proposals, changes, strict=True)],
             [to_tensor(masks.scores).to(device) for masks in proposals],
             list(sizes),
         )
@@ -311,14 +312,19 @@ class FISAPredictor:
         )
 
 
-def _adapt(proposals: MaskProposals, change: Tensor) -> Tensor:
-    """Masks as they came, and on them what the adapter adds at a quarter of the model's resolution."""
+def _adapt(proposals: MaskProposals, change: Tensor, form: ProposalForm | None) -> Tensor:
+    """Masks with what the adapter adds to their logits in `form`, at a quarter of the model's resolution."""
     masks = to_tensor(proposals.mask_logits).to(change.device)
     change = change[: len(masks)]
     if not change.any():
         return masks
     size = masks.shape[1:]
-    return masks + F.interpolate(change[None], size=size, mode="bilinear", align_corners=False)[0]
+    read = in_form(masks, form)
+    adapted = read + F.interpolate(change[None], size=size, mode="bilinear", align_corners=False)[0]
+    # Where a network says more than the form, it is believed as long as the adapter leaves it on its side:
+    # between the network's own logits lie finer borders.
+    believed = (masks != read) & ((masks >= 0) == (adapted >= 0))
+    return torch.where(believed, masks, adapted)
 
 
 def baseline_of(config: FISAConfig) -> FISAConfig:

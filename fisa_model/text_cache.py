@@ -20,9 +20,13 @@ FORMAT = "fisa-text-1"
 _ROWS = "rows"
 
 
-def default_path() -> Path:
-    """`$XDG_CACHE_HOME/fisa/text`, by default `~/.cache/fisa/text`: one for all programs on this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "fisa" / "text"
+def default_path() -> Path | None:
+    """`$XDG_CACHE_HOME/fisa/text`, by default `~/.cache/fisa/text`; None for a user without a home."""
+    if os.path.isabs(folder := os.environ.get("XDG_CACHE_HOME", "")):
+        return Path(folder) / "fisa" / "text"
+    with suppress(RuntimeError):
+        return Path.home() / ".cache" / "fisa" / "text"
+    return None
 
 
 class TextCache:

@@ -65,6 +65,13 @@ def to_clip_input(
     return _normalise(_resize(_to_float(image), (image_size, image_size)), mean, std)
 
 
+def in_form(mask_logits: Tensor, form: ProposalForm | None) -> Tensor:
+    """Mask logits as a table of this form would have kept them; as they came where it is None."""
+    if form == "binary":
+        return torch.where(mask_logits >= 0, LOGIT, -LOGIT)
+    return mask_logits if form is None else mask_logits.clamp(-LOGIT, LOGIT)
+
+
 def to_model_proposals(
     proposals: MaskProposals, *, image_size: int, form: ProposalForm | None = None
 ) -> Tensor:
@@ -74,11 +81,7 @@ def to_model_proposals(
     and from a table of binary masks the adapter knows none but 10.
     """
     side = -(-image_size // PROPOSAL_STRIDE)
-    logits = to_tensor(proposals.mask_logits)
-    if form == "binary":
-        logits = torch.where(logits >= 0, LOGIT, -LOGIT)
-    elif form == "clipped":
-        logits = logits.clamp(-LOGIT, LOGIT)
+    logits = in_form(to_tensor(proposals.mask_logits), form)
     if len(proposals) == 0:
         return logits.new_zeros(0, side, side)
     return F.interpolate(logits[None], size=(side, side), mode="bilinear", antialias=True)[0]
@@ -184,6 +187,7 @@ class Jitter:
             target=Target(target.labels[seen], masks[seen]),
         )
 
+    # The paper crops 1024 pixels and squashes them to the model's 896; here the same window is drawn at 896.
     # Sizes as in detectron2's ResizeScale and FixedSizeCrop (one factor for both offsets),
     # https://github.com/facebookresearch/detectron2/blob/02b5c4e/detectron2/data/transforms/augmentation_impl.py#L203-L370.
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Frame:

@@ -11,7 +11,8 @@ LOGIT = 10.0
 """Mask logit of a pixel that is known to be inside, and its negative outside: a probability of 0.99995."""
 
 ProposalForm = Literal["binary", "clipped"]
-"""What a table of proposals keeps of mask logits: their side of 0, or what of them is within LOGIT."""
+"""What a table of proposals keeps of mask logits: their side of 0, or what of them is within LOGIT (it also
+pools those that are finer than a quarter of the image's side)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,8 +78,10 @@ def smooth_proposals(arguments: argparse.Namespace) -> MaskProposals:
     return MaskProposals(logits.numpy(), np.ones(arguments.masks, dtype=np.float32))
 
 
-def bytes_of(network: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in network.parameters())
+def bytes_of(device: str, *networks: nn.Module) -> int:
+    """Of the weights that are on the device, those that networks share counted once."""
+    weights = {weight for network in networks for weight in network.parameters()}
+    return sum(weight.nbytes for weight in weights if weight.device.type == device)
 
 
 def build_stages(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
@@ -112,7 +114,8 @@ def build_stages(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], 
     idle = dict.fromkeys(stages, 0)
     if not arguments.skip_generator:
         generator = swin_b(arguments.device)
-        idle = dict.fromkeys(stages, bytes_of(generator.network)) | {GENERATOR: bytes_of(text_encoder.clip)}
+        idle = dict.fromkeys(stages, bytes_of(arguments.device, generator.network))
+        idle[GENERATOR] = bytes_of(arguments.device, model, text_encoder.clip)
         stages[GENERATOR] = lambda: generator(image)
     return stages, idle
 

@@ -1,5 +1,8 @@
 """Embeddings that outlive the process, and files that are not to be trusted."""
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fisa_model.config import FISAConfig
+from fisa_model.config import CLIPConfig, FISAConfig
 from fisa_model.fisa import build_fisa
 from fisa_model.text_cache import TextCache, default_path
 from fisa_model.text_encoder import TextEncoder
@@ -106,9 +109,13 @@ def test_without_a_folder_words_are_encoded_each_time(
 def test_the_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert default_path() == tmp_path / "cache" / "fisa" / "text"
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_path() == tmp_path / ".cache" / "fisa" / "text"
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert default_path() == tmp_path / ".cache" / "fisa" / "text"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 54_321)
+    assert default_path() is None
 
 
 def test_a_second_encoder_finds_what_the_first_has_encoded(
@@ -137,6 +144,23 @@ def test_a_file_does_not_depend_on_what_was_encoded_before(
 
 def test_a_model_is_built_with_a_cache_only_when_asked(config: FISAConfig, tmp_path: Path) -> None:
     assert build_fisa(config)[1].cache is None
-    model, encoder = build_fisa(config, text_cache_path=tmp_path)
+    _, encoder = build_fisa(config, text_cache_path=tmp_path)
     encoder.encode(Vocabulary.from_names(["cat"]), ("{}",))
-    assert TextCache(tmp_path, model.clip.digest).path_of(["cat"], ("{}",)).is_file()
+    assert encoder.cache is not None
+    assert encoder.cache.path_of(["cat"], ("{}",)).is_file()
+
+
+@pytest.mark.parametrize("setting", [{"no_causal_mask": True}, {"pool_type": "last"}])
+def test_text_towers_of_the_same_tensors_have_files_of_their_own(
+    config: FISAConfig, clip_folder: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    other = shutil.copytree(clip_folder, tmp_path / "clip")
+    written = json.loads((other / "open_clip_config.json").read_text())
+    written["model_cfg"]["text_cfg"] |= setting
+    (other / "open_clip_config.json").write_text(json.dumps(written))
+    names = Vocabulary.from_names(["cat"])
+    rows = []
+    for clip in (config.clip, CLIPConfig(model=f"local-dir:{other}")):
+        _, encoder = build_fisa(dataclasses.replace(config, clip=clip), text_cache_path=tmp_path / "cache")
+        rows.append(encoder.encode(names, ("a {}",)).classifier)
+    assert not torch.allclose(*rows, atol=1e-3)

@@ -13,7 +13,6 @@ import ray.train
 import ray.train.torch
 from accelerate import Accelerator
 
-from fisa_model.mask_generators import ProposalForm
 from fisa_model.mask_generators.mask2former import LearningMask2Former
 from fisa_model.objective import FISAObjective
 from fisa_model.training_facts import TrainingFacts
@@ -59,6 +58,11 @@ def _train(arguments: dict[str, Any]) -> None:
     history: list[dict[str, float]] = []
     _resume(state, history)
     examples = build_examples(config, vocabulary, state.objective.model)
+    facts = TrainingFacts(
+        templates=config.templates,
+        vocabulary=vocabulary,
+        proposal_form=None if examples.proposals is None else examples.proposals.form,
+    )
     missing = len(examples.images) - len(examples)
     if missing and accelerator.is_main_process:
         logger.warning("%d of %d images have no proposals: not trained on", missing, len(examples.images))
@@ -79,8 +83,7 @@ def _train(arguments: dict[str, Any]) -> None:
         save=lambda: _save(state, history, is_main=accelerator.is_main_process),
     )
     if accelerator.is_main_process:
-        form = None if examples.proposals is None else examples.proposals.form
-        _write_outputs(arguments["output_uri"], config, state.objective, vocabulary, form, history)
+        _write_outputs(arguments["output_uri"], config, state.objective, facts, history)
 
 
 def _resume(state: TrainingState[FISAObjective], history: list[dict[str, float]]) -> None:
@@ -106,13 +109,11 @@ def _write_outputs(
     output_uri: str,
     config: TrainConfig,
     objective: FISAObjective,
-    vocabulary: Vocabulary,
-    form: ProposalForm | None,
+    facts: TrainingFacts,
     history: list[dict[str, float]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS_NAME
-        facts = TrainingFacts(templates=config.templates, vocabulary=vocabulary, proposal_form=form)
         save_fisa(path, objective.model, config.model, facts.to_metadata())
         if isinstance(objective.generator, LearningMask2Former):
             objective.generator.save(Path(folder) / GENERATOR_NAME)
