@@ -72,15 +72,11 @@ class TextCache:
         except (SafetensorError, OSError) as error:
             logger.warning("%s: text embeddings are not kept (%s); they are encoded each time", path, error)
         finally:
-            _remove(partial)
+            with suppress(OSError):
+                partial.unlink()
 
 
 def _header(path: Path, rows: Tensor) -> dict[str, str]:
     """What must stand in the file: a changed byte, or another cache's file under this name, shows here."""
     data = rows.view(-1).view(torch.uint8).numpy().tobytes()
     return {"format": FORMAT, "key": path.stem, "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()

@@ -110,7 +110,6 @@ def build_stages(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], 
         stages[f"masks x {k} names"] = lambda tokens=tokens: predictor.classify(features, prepared, tokens)
     stages["panoptic, 150 names"] = lambda: prediction.panoptic([True] * 150, EVERY)
     stages["semantic, 150 names"] = prediction.semantic
-    # Of each stage the bytes that it does not need.
     idle = dict.fromkeys(stages, 0)
     if not arguments.skip_generator:
         generator = swin_b(arguments.device)
