@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 CLIPS_OWN = ("query_projections", "image_tower", "text_tower")
 """Parts that CLIP's own training has shaped, and that learn more slowly."""
 
+UNDECAYED_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
+UNDECAYED_NAMES = ("class_embedding", "positional_embedding", "relative_position_bias_table")
+"""What Mask2Former's optimizer does not decay: norm layers, embeddings, and Swin's table of positions."""
+
 
 class ParameterGroup(TypedDict):
     """A group as torch's optimizers take it."""
@@ -52,20 +56,34 @@ def count_trainable(model: "FISA") -> dict[str, int]:
 def parameter_groups(
     model: "FISA", *, learning_rate: float, weight_decay: float = 0.05, query_scale: float = 0.1
 ) -> list[ParameterGroup]:
-    """New parts at the full rate, CLIP's own at `query_scale` of it; decay on everything, biases too."""
+    """New parts at the full rate, CLIP's own at `query_scale` of it; what decays, see `split_by_decay`."""
     groups: list[ParameterGroup] = []
     for part, parameters in _learning(model).items():
-        scale = query_scale if part in CLIPS_OWN else 1.0
-        if parameters:
-            groups.append(
-                {
-                    "name": part,
-                    "params": parameters,
-                    "lr": learning_rate * scale,
-                    "weight_decay": weight_decay,
-                }
-            )
+        rate = learning_rate * (query_scale if part in CLIPS_OWN else 1.0)
+        group = ParameterGroup(name=part, params=parameters, lr=rate, weight_decay=weight_decay)
+        groups += split_by_decay(group, model)
     return groups
+
+
+def split_by_decay(group: ParameterGroup, module: nn.Module) -> list[ParameterGroup]:
+    """A group as at most two: norm layers and embeddings of `module` without decay, biases and the rest with.
+
+    As in https://github.com/facebookresearch/Mask2Former/blob/9b0651c/train_net.py (WEIGHT_DECAY_NORM and
+    WEIGHT_DECAY_EMBED are 0 there).
+    """
+    exempt = {
+        id(parameter)
+        for layer in module.modules()
+        for name, parameter in layer.named_parameters(recurse=False)
+        if isinstance(layer, UNDECAYED_LAYERS) or name in UNDECAYED_NAMES
+    }
+    decayed = [parameter for parameter in group["params"] if id(parameter) not in exempt]
+    others = [parameter for parameter in group["params"] if id(parameter) in exempt]
+    halves = [
+        ParameterGroup(**{**group, "params": decayed}),
+        ParameterGroup(name=f"{group['name']}, not decayed", params=others, lr=group["lr"], weight_decay=0.0),
+    ]
+    return [half for half in halves if half["params"]]
 
 
 def _learning(model: "FISA") -> dict[str, list[nn.Parameter]]:

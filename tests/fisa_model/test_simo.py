@@ -68,6 +68,18 @@ def test_groups_have_their_rates(model: FISA) -> None:
     assert sum(len(group["params"]) for group in groups) == len(trainable_parameters(model))
 
 
+def test_norm_layers_and_embeddings_are_not_decayed(config: FISAConfig) -> None:
+    model, _ = build_fisa(dataclasses.replace(config, trained="full", trains_text=True))
+    groups = parameter_groups(model, learning_rate=1e-4)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(decay) == len(trainable_parameters(model))
+    undecayed = {name for name, p in model.named_parameters() if decay.get(id(p)) == 0}
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert undecayed == {name for name in learning if ".ln_" in name or "embedding" in name}
+    assert {name.split(".")[0] for name in undecayed} == {"visual_encoder", "text_tower"}
+    assert [group["lr"] for group in groups if group["weight_decay"] == 0] == 2 * [pytest.approx(1e-5)]
+
+
 @pytest.fixture
 def targets() -> list[Target]:
     generator = torch.Generator().manual_seed(5)

@@ -24,7 +24,7 @@ class OptimizerConfig:
     """Factor on the rate of a mask generator that learns."""
 
     weight_decay: float = 0.05
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW; norm layers and embeddings, where they learn, have none."""
 
     max_grad_norm: float = 0.01
     """Gradients are scaled down to this L2 norm over all trained parameters; as in Mask2Former."""

@@ -15,7 +15,7 @@ from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators.mask2former import LearningMask2Former
 from fisa_model.matcher import HungarianMatcher
 from fisa_model.objective import FISAObjective, TrainingBatch
-from fisa_model.simo import ParameterGroup, parameter_groups
+from fisa_model.simo import ParameterGroup, parameter_groups, split_by_decay
 from fisa_model.text_encoder import ClassTokens
 from fisa_model.transforms import Jitter
 from fisa_model.vocabulary import Vocabulary, get_templates
@@ -71,7 +71,7 @@ def build_state(
         generator = LearningMask2Former.load(
             config.generator_weights, mean=model.clip.mean, std=model.clip.std
         ).to(device)
-        groups.append(_generator_group(generator, config.optimizer))
+        groups += _generator_groups(generator, config.optimizer)
     optimizer = build_optimizer([dict(group) for group in groups])
     schedule = build_schedule(optimizer, config.schedule, config.iterations)
     mean = partial(_mean_over_ranks, accelerator)
@@ -82,13 +82,14 @@ def build_state(
     return TrainingState(objective, optimizer, schedule)
 
 
-def _generator_group(generator: LearningMask2Former, config: OptimizerConfig) -> ParameterGroup:
-    return {
-        "name": "mask_generator",
-        "params": [parameter for parameter in generator.parameters() if parameter.requires_grad],
-        "lr": config.learning_rate * config.generator_scale,
-        "weight_decay": config.weight_decay,
-    }
+def _generator_groups(generator: LearningMask2Former, config: OptimizerConfig) -> list[ParameterGroup]:
+    group = ParameterGroup(
+        name="mask_generator",
+        params=[parameter for parameter in generator.parameters() if parameter.requires_grad],
+        lr=config.learning_rate * config.generator_scale,
+        weight_decay=config.weight_decay,
+    )
+    return split_by_decay(group, generator)
 
 
 def _mean_over_ranks(accelerator: Accelerator, value: float) -> float:
