@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +76,9 @@ BATCH_PIXELS = 8_000_000
 """Pixels, at the generator's own test size, that go through a network at once; a photo of COCO has 0.9 M."""
 
 
-def check_generator(name: str, weights: str | None) -> None:
-    """Raises ValueError for an unknown name, for weights that a generator lacks, or for lack of them."""
+def check_generator(name: str, weights: str | None, size: tuple[int, int] | None = None) -> None:
+    """Raises ValueError for an unknown name, for weights or a test size that a generator cannot have, or for
+    lack of weights that it needs."""
     if name not in GENERATORS:
         raise ValueError(f"unknown mask generator {name!r}; choose one of {', '.join(GENERATORS)}")
     if name == "felzenszwalb" and weights is not None:
@@ -87,12 +88,23 @@ def check_generator(name: str, weights: str | None) -> None:
         )
     if name == "detectron2" and weights is None:
         raise ValueError("generator 'detectron2' needs weights, got none; give its output folder")
+    if size is None:
+        return
+    if name == "felzenszwalb":
+        raise ValueError(f"generator 'felzenszwalb' has no test size, got {list(size)}; leave it out")
+    shortest, longest = size
+    if not 1 <= shortest <= longest:
+        raise ValueError(
+            f"the generator's test size must be [shorter side, longest side] in pixels, got {list(size)}; "
+            "Mask2Former's own is [800, 1333]"
+        )
 
 
 def load_mask_generator(
     name: str,
     *,
     weights: str | None = None,
+    size: tuple[int, int] | None = None,
     device: str = "cpu",
     precision: Precision = "fp32",
     batch_pixels: int = BATCH_PIXELS,
@@ -102,22 +114,25 @@ def load_mask_generator(
     Args:
         name: one of GENERATORS.
         weights: a folder or hub name, for those that have weights.
+        size: the test size of a network in pixels: an image's shorter side becomes the first, unless its
+            longer one would exceed the second. None is 800 and 1333, or what a detectron2 folder says.
         device: where a network runs.
         precision: `bf16` computes backbone and transformer of a network in bfloat16.
         batch_pixels: resized pixels of one size that a network takes at once; at least one image.
     """
-    check_generator(name, weights)
+    check_generator(name, weights, size)
     if name == "felzenszwalb":
         from fisa_model.mask_generators.felzenszwalb import FelzenszwalbGenerator
 
         return FelzenszwalbGenerator()
+    options: dict[str, Any] = {"device": device, "precision": precision, "batch_pixels": batch_pixels}
+    if size is not None:
+        options["shortest"], options["longest"] = size
     if name == "mask2former":
         from fisa_model.mask_generators.mask2former import DEFAULT_WEIGHTS, Mask2FormerGenerator
 
-        return Mask2FormerGenerator.load(
-            weights or DEFAULT_WEIGHTS, device=device, precision=precision, batch_pixels=batch_pixels
-        )
+        return Mask2FormerGenerator.load(weights or DEFAULT_WEIGHTS, **options)
     from fisa_model.mask_generators.detectron2 import Detectron2Generator
 
     assert weights is not None  # checked above
-    return Detectron2Generator.load(weights, device=device, precision=precision, batch_pixels=batch_pixels)
+    return Detectron2Generator.load(weights, **options)

@@ -30,7 +30,7 @@ class Detectron2Generator(NetworkGenerator):
     def load(cls, weights: str, **options: Any) -> "Detectron2Generator":
         """From an output folder of Mask2Former's `train_net.py`: config.yaml and model_final.pth or .pkl.
 
-        `options` are those of `NetworkGenerator`; the test size is the config's.
+        `options` are those of `NetworkGenerator`; the test size is the config's where they name none.
         """
         folder = Path(weights)
         paths = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
@@ -40,7 +40,8 @@ class Detectron2Generator(NetworkGenerator):
             )
         network, settings = _build(folder / "config.yaml")
         _load_tensors(network, paths[0])
-        return cls(network, shortest=settings.MIN_SIZE_TEST, longest=settings.MAX_SIZE_TEST, **options)
+        size = {"shortest": settings.MIN_SIZE_TEST, "longest": settings.MAX_SIZE_TEST}
+        return cls(network, **{**size, **options})
 
     def run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         normalised = (pixels - self.network.pixel_mean) / self.network.pixel_std

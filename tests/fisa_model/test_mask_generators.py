@@ -267,6 +267,20 @@ def test_unknown_generators_are_named() -> None:
         load_mask_generator("sam")
     with pytest.raises(ValueError, match="'felzenszwalb' has no weights"):
         load_mask_generator("felzenszwalb", weights="x")
+    with pytest.raises(ValueError, match=r"'felzenszwalb' has no test size, got \[800, 1333\]"):
+        load_mask_generator("felzenszwalb", size=(800, 1333))
+
+
+def test_a_network_resizes_to_the_size_it_is_given(mask2former_folder: Path) -> None:
+    weights = str(mask2former_folder)
+    image = np.random.default_rng(0).integers(0, 256, (100, 130, 3), dtype=np.uint8)
+    proposals = load_mask_generator("mask2former", weights=weights, size=(40, 60))(image)
+    expected = Mask2FormerGenerator(load_network(weights), shortest=40, longest=60)(image)
+    assert proposals.mask_logits.shape == (7, 10, 13)
+    np.testing.assert_allclose(proposals.mask_logits, expected.mask_logits, atol=1e-5)
+    for size in ((60, 40), (0, 40)):
+        with pytest.raises(ValueError, match=r"must be \[shorter side, longest side\] in pixels, got"):
+            load_mask_generator("mask2former", weights=weights, size=size)
 
 
 def test_proposals_need_a_score_each() -> None:

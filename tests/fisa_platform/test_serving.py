@@ -300,7 +300,7 @@ def test_the_stage_serves_until_it_is_told_to_stop(
     detail(responses["no picture"], 422)
     detail(responses["too large"], 413)
     assert crowd[200] >= 4 and crowd[503] >= 1 and set(crowd) == {200, 503}
-    expected = load_segmenter(TOY, "felzenszwalb", None).predictor.segment(
+    expected = load_segmenter(TOY, "felzenszwalb").predictor.segment(
         scene,
         Vocabulary.from_names(words["classes"], stuff=words["stuff"]),
         panoptic=PanopticConfig(object_threshold=0.0),

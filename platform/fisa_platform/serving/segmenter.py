@@ -56,11 +56,12 @@ class Segmenter:
 def load_segmenter(
     classifier: ClassifierConfig,
     generator: GeneratorName,
-    generator_weights: str | None,
+    generator_weights: str | None = None,
+    generator_size: tuple[int, int] | None = None,
 ) -> Segmenter:
     """Loads generator and classifier on this worker's device."""
     device = default_device()
-    masks = load_mask_generator(generator, weights=generator_weights, device=device)
+    masks = load_mask_generator(generator, weights=generator_weights, size=generator_size, device=device)
     # Requests bring words that may never come again, which a cache on disk would keep for ever.
     predictor = load_predictor(classifier, masks, caches_words=False)
     info = ModelInfo(

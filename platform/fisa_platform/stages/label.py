@@ -53,6 +53,9 @@ class LabelConfig:
     generator_weights: str | None = None
     """Folder or hub name of the generator's weights; none for a generator that has none."""
 
+    generator_size: tuple[int, int] | None = None
+    """Test size of a generator that is a network, [shorter side, longest side] in pixels; none is its own."""
+
     panoptic: PanopticConfig = field(default_factory=PanopticConfig)
 
     limit: int | None = None
@@ -78,7 +81,7 @@ class LabelConfig:
         if self.things or self.stuff:
             Vocabulary.from_names(self.things or [], stuff=self.stuff or [])  # refuses names that occur twice
         if self.proposals_uri is None:
-            check_generator(self.generator, self.generator_weights)
+            check_generator(self.generator, self.generator_weights, self.generator_size)
         check_apart(self.output_uri, self.images_uri)
         for name in ("batch_size", "rows_per_file"):
             if getattr(self, name) < 1:
@@ -214,7 +217,10 @@ class Labeller:
         generator = None
         if self.table is None:
             generator = load_mask_generator(
-                config.generator, weights=config.generator_weights, device=default_device()
+                config.generator,
+                weights=config.generator_weights,
+                size=config.generator_size,
+                device=default_device(),
             )
         self.predictor = load_predictor(config.classifier, generator)
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary)

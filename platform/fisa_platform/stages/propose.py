@@ -41,6 +41,9 @@ class ProposeConfig:
     generator_uri: str | None = None
     """In place of generator_weights: what `train` wrote when its Mask2Former learnt."""
 
+    generator_size: tuple[int, int] | None = None
+    """Test size of a generator that is a network, [shorter side, longest side] in pixels; none is its own."""
+
     encoding: MaskEncoding = "rle"
     """How masks are stored: run lengths, bits, or 16 or 256 levels at a quarter of the image's side."""
 
@@ -60,10 +63,9 @@ class ProposeConfig:
     """The job fails when more than this part of the images cannot be used."""
 
     def __post_init__(self) -> None:
-        if self.generator == "oracle" and self.generator_weights is not None:
-            raise ValueError(
-                f"generator_weights: 'oracle' has none, got {self.generator_weights!r}; remove it"
-            )
+        for name in ("generator_weights", "generator_size"):
+            if self.generator == "oracle" and getattr(self, name) is not None:
+                raise ValueError(f"{name}: 'oracle' has none, got {getattr(self, name)!r}; remove it")
         if self.generator_uri is not None and (
             self.generator != "mask2former" or self.generator_weights is not None
         ):
@@ -72,7 +74,7 @@ class ProposeConfig:
                 f"none, got {self.generator!r} and {self.generator_weights!r}"
             )
         if self.generator != "oracle":
-            check_generator(self.generator, self.generator_weights)
+            check_generator(self.generator, self.generator_weights, self.generator_size)
         for name in ("batch_size", "batch_pixels", "rows_per_file"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -142,6 +144,7 @@ def load_generator(config: ProposeConfig, device: str) -> BatchMaskGenerator:
         return load_mask_generator(
             config.generator,
             weights=weights,
+            size=config.generator_size,
             device=device,
             precision=config.precision,
             batch_pixels=config.batch_pixels,

@@ -45,6 +45,9 @@ class ServeConfig:
     generator_weights: str | None = None
     """Folder or hub name of the generator's weights; none for a generator that has none."""
 
+    generator_size: tuple[int, int] | None = None
+    """Test size of a generator that is a network, [shorter side, longest side] in pixels; none is its own."""
+
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
 
@@ -66,7 +69,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not self.host:
             raise ValueError("host is empty; write 127.0.0.1 for this machine, 0.0.0.0 for all addresses")
-        check_generator(self.generator, self.generator_weights)
+        check_generator(self.generator, self.generator_weights, self.generator_size)
         if not 1 <= self.port <= 65_535:
             raise ValueError(f"port must be 1 to 65535, got {self.port}")
 
@@ -77,8 +80,11 @@ def run(config: ServeConfig, compute: Compute, context: StageContext) -> StageRe
     from fisa_platform.serving.segmenter import load_segmenter
 
     check_weights(config.classifier)
+    load = partial(
+        load_segmenter, config.classifier, config.generator, config.generator_weights, config.generator_size
+    )
     app = build_app(
-        partial(load_segmenter, config.classifier, config.generator, config.generator_weights),
+        load,
         panoptic=config.panoptic,
         batching=config.batching,
         limits=config.limits,
