@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +46,9 @@ class EvaluateConfig:
 
     panoptic: PanopticConfig = field(default_factory=PanopticConfig)
 
+    other_rules: dict[str, PanopticConfig] = field(default_factory=dict)
+    """Further rules by name, scored on the same class scores; the predictions are those of `panoptic`."""
+
     mask_accuracy: Literal["segments", "classes"] | None = None
     """Also how many ground-truth masks the classifier names right: one mask a segment, or a class."""
 
@@ -75,6 +79,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform import storage
     from fisa_platform.classifier import check_weights
+    from fisa_platform.evaluation.summary import Metrics, standard_subsets
     from fisa_platform.manifest import open_version
     from fisa_platform.tables import WRITER, Loaded, Written, collect, image_places, read_rows
 
@@ -102,20 +107,32 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
         compute=compute.actor_pool(blocks=blocks),
         **compute.ray_options(),
     )
-    write = partial(write_and_score, output_uri=context.output.uri, vocabulary=vocabulary)
+    sets_of_rules = 1 + len(config.other_rules)
+    write = partial(
+        write_and_score,
+        output_uri=context.output.uri,
+        vocabulary=vocabulary,
+        sets_of_rules=sets_of_rules,
+    )
     files = evaluated.map_batches(write, batch_size=config.rows_per_file, **WRITER)
     parts = collect(files, places.num_rows, context.progress)
     written = Written.of(parts, "predictions")
     written.check(config.max_rejected_fraction)
-    scores = _add_up(parts, vocabulary, config.seen_uri)
+    metrics = _add_up(parts, [Metrics(vocabulary) for _ in range(sets_of_rules)])
+    subsets = standard_subsets(vocabulary, _seen_vocabulary(config))
+    scores, *others = (counts.result(subsets) for counts in metrics)
+    by_other_rules = dict(zip(config.other_rules, others, strict=True))
+    all_scores = {"scores": scores, "scores_by_other_rules": by_other_rules}
     metrics_uri = storage.join(context.output.uri, METRICS_NAME)
-    storage.write_json(metrics_uri, scores)
+    storage.write_json(metrics_uri, {**all_scores, "classes": metrics[0].per_class()})
     return StageResult(
         rows=written.rows,
         vocabulary=categories,
-        extra={"scores": scores["scores"], "rejected": written.rejected},
+        extra={**all_scores, "rejected": written.rejected},
         files=[*written.files, metrics_uri],
-        message=_score_table(scores["scores"]),
+        message="\n".join(
+            [_score_table(scores), *(f"{name}\n{_score_table(by)}" for name, by in by_other_rules.items())]
+        ),
     )
 
 
@@ -203,22 +220,31 @@ class Evaluator:
         )
 
     def _row(self, row: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
-        from fisa_platform.classifier import prediction_row
-        from fisa_platform.panoptic_png import encode_panoptic
-
         return {
             "image_id": row["image_id"],
             "file_name": row["file_name"],
-            **prediction_row(prediction, self.vocabulary, self.config.panoptic),
-            "semantic": encode_panoptic(prediction.semantic(objectness=self.config.panoptic.objectness)),
+            **self._result(prediction, self.config.panoptic),
+            "by_other_rules": [self._result(prediction, rules) for rules in self.config.other_rules.values()],
             "true_panoptic": row["panoptic"],
             "true_segments_info": row["segments_info"],
             "mask_classes": None,
             "mask_names": None,
         }
 
+    def _result(self, prediction: Prediction, rules: PanopticConfig) -> dict[str, Any]:
+        from fisa_platform.classifier import prediction_row
+        from fisa_platform.panoptic_png import encode_panoptic
 
-def write_and_score(batch: pa.Table, *, output_uri: str, vocabulary: Vocabulary) -> pa.Table:
+        labels = prediction.semantic(objectness=rules.objectness)
+        return {
+            **prediction_row(prediction, self.vocabulary, rules),
+            "semantic": encode_panoptic(labels),
+        }
+
+
+def write_and_score(
+    batch: pa.Table, *, output_uri: str, vocabulary: Vocabulary, sets_of_rules: int
+) -> pa.Table:
     """Write a file of predictions, and count its metrics while ground truth is at hand."""
     import pyarrow as pa
 
@@ -226,7 +252,7 @@ def write_and_score(batch: pa.Table, *, output_uri: str, vocabulary: Vocabulary)
     from fisa_platform.schema import PREDICTIONS
     from fisa_platform.tables import write_batch
 
-    metrics = Metrics(vocabulary)
+    metrics = [Metrics(vocabulary) for _ in range(sets_of_rules)]
     for row in batch.to_pylist():
         if row["reason"] is None:
             score_image(row, vocabulary, metrics)
@@ -236,38 +262,40 @@ def write_and_score(batch: pa.Table, *, output_uri: str, vocabulary: Vocabulary)
     return written.append_column("metrics", pa.array(counts, pa.large_binary()))
 
 
-def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Metrics) -> None:
-    """Count one image, given as a row of EVALUATED."""
+def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Sequence[Metrics]) -> None:
+    """Count one image, given as a row of EVALUATED, once for each set of rules."""
     import numpy as np
 
     from fisa_platform.evaluation.label_maps import VOID, class_labels
     from fisa_platform.panoptic_png import decode_panoptic
 
-    truth, predicted = decode_panoptic(row["true_panoptic"]), decode_panoptic(row["panoptic"])
-    metrics.panoptic.update(truth, row["true_segments_info"], predicted, row["segments_info"])
-    labels = decode_panoptic(row["semantic"])
-    metrics.semantic.update(
-        class_labels(truth, row["true_segments_info"], vocabulary),
-        np.where(labels == len(vocabulary), VOID, labels),
-    )
+    truth = decode_panoptic(row["true_panoptic"])
+    true_labels = class_labels(truth, row["true_segments_info"], vocabulary)
+    for result, counts in zip([row, *row["by_other_rules"]], metrics, strict=True):
+        predicted, labels = decode_panoptic(result["panoptic"]), decode_panoptic(result["semantic"])
+        counts.panoptic.update(truth, row["true_segments_info"], predicted, result["segments_info"])
+        counts.semantic.update(true_labels, np.where(labels == len(vocabulary), VOID, labels))
     if row["mask_names"] is not None:
-        metrics.masks.update(np.array(row["mask_classes"], int), np.array(row["mask_names"], int))
+        metrics[0].masks.update(np.array(row["mask_classes"], int), np.array(row["mask_names"], int))
 
 
-def _add_up(parts: list[dict[str, Any]], vocabulary: Vocabulary, seen_uri: str | None) -> dict[str, Any]:
-    from fisa_model.vocabulary import Vocabulary
-    from fisa_platform.evaluation.summary import Metrics, standard_subsets
-    from fisa_platform.manifest import open_version
-
-    metrics = Metrics(vocabulary)
+def _add_up(parts: list[dict[str, Any]], metrics: list[Metrics]) -> list[Metrics]:
+    """`metrics`, one for each set of rules, with the counts of every file added."""
     for part in parts:
         if part["metrics"] is not None:
             # Safe to unpickle: our own task made it a moment ago.
-            metrics.merge(pickle.loads(part["metrics"]))
-    seen = None
-    if seen_uri is not None:
-        seen = Vocabulary.from_json(open_version(seen_uri).manifest.vocabulary or [])
-    return {"scores": metrics.result(standard_subsets(vocabulary, seen)), "classes": metrics.per_class()}
+            for counts, counted in zip(metrics, pickle.loads(part["metrics"]), strict=True):
+                counts.merge(counted)
+    return metrics
+
+
+def _seen_vocabulary(config: EvaluateConfig) -> Vocabulary | None:
+    from fisa_model.vocabulary import Vocabulary
+    from fisa_platform.manifest import open_version
+
+    if config.seen_uri is None:
+        return None
+    return Vocabulary.from_json(open_version(config.seen_uri).manifest.vocabulary or [])
 
 
 def _score_table(scores: dict[str, dict[str, float]]) -> str:

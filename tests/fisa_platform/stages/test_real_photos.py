@@ -65,7 +65,13 @@ def chain(
     proposals = run(
         "propose", images_uri=uris["images"], generator="felzenszwalb", output_uri=uris["proposals"]
     )
-    oracle = evaluate(run, uris["images"], uris["proposals"], uris["oracle"])
+    oracle = evaluate(
+        run,
+        uris["images"],
+        uris["proposals"],
+        uris["oracle"],
+        other_rules={"same": {}, "nothing is sure": {"object_threshold": 1.0, "objectness": "none"}},
+    )
     return Chain(source, folder, images, proposals, oracle)
 
 
@@ -129,6 +135,17 @@ def test_the_oracle_loses_only_what_the_regions_lose(chain: Chain) -> None:
     scores = chain.oracle.manifest.extra["scores"]["all"]
     expected = ORACLE[chain.source.name]
     assert {metric: scores[metric] for metric in expected} == pytest.approx(expected, abs=3)
+
+
+def test_other_rules_are_scored_on_the_same_class_scores(chain: Chain) -> None:
+    scores, others = (chain.oracle.manifest.extra[name] for name in ("scores", "scores_by_other_rules"))
+    assert others["same"] == scores
+    strict = others["nothing is sure"]
+    assert {values["PQ"] for values in strict.values()} == {0}
+    # Labels do not depend on thresholds, and Felzenszwalb's regions are all as sure.
+    assert {name: values["mIoU"] for name, values in strict.items()} == {
+        name: values["mIoU"] for name, values in scores.items()
+    }
 
 
 def test_ground_truth_as_prediction_scores_exactly_100(chain: Chain, run: Run) -> None:
