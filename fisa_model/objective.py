@@ -28,11 +28,14 @@ class TrainingBatch:
 
     targets: list[Target]
 
+    emptied: float = 0.0
+    """Segments of an image that its window left nothing of, on average."""
+
     def to(self, device: torch.device | str, **_: object) -> "TrainingBatch":
         """The batch on a device."""
         targets = [target.to(device) for target in self.targets]
         return TrainingBatch(
-            self.images.to(device), self.proposals.to(device), self.valid.to(device), targets
+            self.images.to(device), self.proposals.to(device), self.valid.to(device), targets, self.emptied
         )
 
 
@@ -40,7 +43,8 @@ def collate(samples: Sequence[TrainingSample]) -> TrainingBatch:
     """Stack samples; proposals are filled up to the largest number."""
     proposals, valid = pad_proposals([sample.proposals for sample in samples])
     images = torch.stack([sample.image for sample in samples])
-    return TrainingBatch(images, proposals, valid, [sample.target for sample in samples])
+    emptied = sum(sample.emptied for sample in samples) / len(samples)
+    return TrainingBatch(images, proposals, valid, [sample.target for sample in samples], emptied)
 
 
 class FISAObjective(nn.Module):
@@ -70,7 +74,7 @@ class FISAObjective(nn.Module):
         self.mean_over_ranks = mean_over_ranks
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """The losses of a batch; see `Criterion`."""
+        """The losses of a batch, see `Criterion`; and `emptied_segments`, which is only to be logged."""
         tokens = self.class_tokens if isinstance(self.class_tokens, ClassTokens) else self.class_tokens()
         features = self.model.encode_images(batch.images)
         proposals, valid = batch.proposals, batch.valid
@@ -87,7 +91,7 @@ class FISAObjective(nn.Module):
             proposals, valid, matches = keep_matched(proposals, matches)
             output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)
         num_masks = self.mean_over_ranks(sum(len(target.labels) for target in batch.targets))
-        return self.criterion(
+        losses = self.criterion(
             output,
             batch.targets,
             matches,
@@ -95,6 +99,7 @@ class FISAObjective(nn.Module):
             num_classes=tokens.num_classes,
             num_masks=num_masks,
         )
+        return {**losses, "emptied_segments": batch.images.new_full((), batch.emptied)}
 
 
 def keep_matched(proposals: Tensor, matches: Sequence[Match]) -> tuple[Tensor, Tensor, list[Match]]:

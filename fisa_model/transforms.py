@@ -116,7 +116,10 @@ class TrainingSample:
     """[Q, S / 4, S / 4]."""
 
     target: Target
-    """Masks [N, S, S]; segments that the crop left nothing of are gone."""
+    """Masks [N, S, S]."""
+
+    emptied: int
+    """Segments that the window left nothing of; `target` lacks them, unless they are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +154,13 @@ class Jitter:
         std: Sequence[float],
         scale: tuple[float, float] | None = (0.1, 2.0),
         flip: float = 0.5,
+        keep_empty: bool = False,
     ) -> None:
-        """`scale` is the range of the longer side over S; None squashes the whole image, as at test time."""
+        """`scale` is the range of the longer side over S; None squashes the whole image, as at test time.
+
+        `keep_empty` keeps segments that the window left nothing of, as Mask2Former does. Each is matched to
+        some proposal that has nothing to do with it, which then learns its name.
+        """
         if scale is not None and not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be a range of positive numbers, got {scale}")
         self.image_size = image_size
@@ -160,6 +168,7 @@ class Jitter:
         self.std = std
         self.scale = scale
         self.flip = flip
+        self.keep_empty = keep_empty
 
     def __call__(
         self,
@@ -179,12 +188,14 @@ class Jitter:
         frame = self.draw(image.shape[0], image.shape[1], rng)
         masks = warp_masks(target.masks, frame, side=self.image_size)
         seen = masks.flatten(1).any(dim=1)
+        kept = torch.ones_like(seen) if self.keep_empty else seen
         return TrainingSample(
             image=_normalise(warp_image(image, frame), self.mean, self.std),
             proposals=warp_logits(
                 to_tensor(proposals.mask_logits), frame, side=-(-self.image_size // PROPOSAL_STRIDE)
             ),
-            target=Target(target.labels[seen], masks[seen]),
+            target=Target(target.labels[kept], masks[kept]),
+            emptied=int((~seen).sum()),
         )
 
     # The paper crops 1024 pixels and squashes them to the model's 896; here the same window is drawn at 896.

@@ -10,6 +10,7 @@ from torchvision.transforms.functional import resize
 
 from fisa_model.mask_generators import MaskProposals
 from fisa_model.matcher import Target
+from fisa_model.objective import collate
 from fisa_model.transforms import (
     GRAY,
     OUTSIDE,
@@ -143,19 +144,27 @@ def test_sizes_are_those_of_large_scale_jitter() -> None:
     assert any(frame.flip for frame in frames)
 
 
-def test_segments_that_leave_the_frame_are_dropped() -> None:
-    masks = np.stack([rectangle(40, 40, 0, 0, 40, 40), rectangle(40, 40, 0, 38, 2, 40)])
-    jitter = Jitter(image_size=16, mean=MEAN, std=STD, scale=(4.0, 4.0), flip=0.0)
+@pytest.mark.parametrize("keep_empty", [False, True])
+def test_segments_that_leave_the_frame_are_counted_and_dropped_unless_kept(*, keep_empty: bool) -> None:
+    masks = np.stack([rectangle(40, 40, 0, 0, 40, 40), rectangle(40, 40, 0, 0, 20, 20)])
+    jitter = Jitter(image_size=16, mean=MEAN, std=STD, scale=(4.0, 4.0), flip=0.0, keep_empty=keep_empty)
     target = Target(torch.tensor([5, 6]), torch.from_numpy(masks))
-    kept = {
-        tuple(
-            jitter(
-                paint(masks[0]), proposals_of(masks[0]), target, np.random.default_rng(s)
-            ).target.labels.tolist()
-        )
-        for s in range(20)
-    }
-    assert (5,) in kept
+    samples = [
+        jitter(paint(masks[0]), proposals_of(masks[0]), target, np.random.default_rng(seed))
+        for seed in range(20)
+    ]
+    emptied = [not warped[1].any() for warped in (expected_masks(masks, jitter, seed) for seed in range(20))]
+    assert 0 < sum(emptied) < 20
+    assert [sample.emptied for sample in samples] == emptied
+    for sample, is_empty in zip(samples, emptied, strict=True):
+        assert sample.target.labels.tolist() == ([5] if is_empty and not keep_empty else [5, 6])
+    assert collate(samples).emptied == sum(emptied) / 20
+
+
+def expected_masks(masks: NDArray[np.bool_], jitter: Jitter, seed: int) -> Tensor:
+    """In the window that a sample of this seed gets."""
+    frame = jitter.draw(40, 40, np.random.default_rng(seed))
+    return warp_masks(torch.from_numpy(masks), frame, side=16)
 
 
 def test_proposals_are_brought_to_a_quarter_and_filled_up() -> None:

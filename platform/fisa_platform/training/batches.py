@@ -35,6 +35,9 @@ class BatchConfig:
     flip: float = 0.5
     """Probability of a mirror image."""
 
+    keep_empty: bool = False
+    """Whether segments that the jitter's window left nothing of are learnt from, too, as in Mask2Former."""
+
     loader_processes: int = 0
     """Processes beside each worker that decode and jitter; 0 does it in the worker."""
 

@@ -74,8 +74,9 @@ def train(
     Args:
         state: changed in place. Its objective is wrapped for several processes here, once.
         batches: `config.accumulation` batches for every step that is left.
-        report: gets the mean losses over batches and ranks, "step", "learning_rate", "grad_norm",
-            "seconds_per_batch" and "data_wait_fraction", every `log_interval` steps, on every rank.
+        report: gets what the objective returns, as means over batches and ranks, "step", "learning_rate",
+            "grad_norm", "seconds_per_batch" and "data_wait_fraction", every `log_interval` steps, on every
+            rank.
         save: called after a step that a checkpoint is due at, with `state` up to date.
 
     Raises:

@@ -107,6 +107,7 @@ def build_examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> 
         std=model.clip.std,
         scale=config.batches.jitter_scale,
         flip=config.batches.flip,
+        keep_empty=config.batches.keep_empty,
     )
     return TrainingExamples(
         TableRows(images, ["image_id", "image", "panoptic", "segments_info"]),

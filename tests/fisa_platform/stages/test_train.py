@@ -157,6 +157,7 @@ def test_the_stage_reports_its_loss(trained: Version) -> None:
     rows = [json.loads(line) for line in Path(trained.file("metrics.jsonl")).read_text().splitlines()]
     assert [row["step"] for row in rows] == [6]
     assert 0 < rows[0]["loss_class"] < 20
+    assert rows[0]["emptied_segments"] >= 0
     assert trained.manifest.extra["final"] == rows[-1]
 
 
