@@ -52,6 +52,7 @@ class FISAObjective(nn.Module):
 
     `class_tokens` may be a function that encodes the vocabulary anew, for a language encoder that learns.
     `generator` proposes in place of the batch, images [B, 3, S, S] -> [B, Q, h, w], and may learn.
+    `classes_per_batch` is how many classes a batch is learnt among, see `draw_vocabulary`; None is all.
     `mean_over_ranks` averages a number that each rank brings, so that all divide mask losses by the same.
     """
 
@@ -63,6 +64,7 @@ class FISAObjective(nn.Module):
         class_tokens: ClassTokens | Callable[[], ClassTokens],
         *,
         generator: nn.Module | None = None,
+        classes_per_batch: int | None = None,
         mean_over_ranks: Callable[[float], float] = float,
     ) -> None:
         super().__init__()
@@ -71,11 +73,15 @@ class FISAObjective(nn.Module):
         self.matcher = matcher
         self.criterion = criterion
         self.class_tokens = class_tokens
+        self.classes_per_batch = classes_per_batch
         self.mean_over_ranks = mean_over_ranks
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The losses of a batch, see `Criterion`; and `emptied_segments`, which is only to be logged."""
         tokens = self.class_tokens if isinstance(self.class_tokens, ClassTokens) else self.class_tokens()
+        targets = batch.targets
+        if self.classes_per_batch is not None:
+            tokens, targets = draw_vocabulary(tokens, targets, self.classes_per_batch)
         features = self.model.encode_images(batch.images)
         proposals, valid = batch.proposals, batch.valid
         if self.generator is not None:
@@ -84,22 +90,42 @@ class FISAObjective(nn.Module):
         all_learn = self.criterion.no_object_weight > 0
         with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
             output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)
-        matches = self.matcher(output, batch.targets, valid)
+        matches = self.matcher(output, targets, valid)
         if not all_learn:
             # An unmatched proposal has no loss, and mask tokens do not see one another. So of a hundred
             # proposals only the few that are matched are run again, with gradients.
             proposals, valid, matches = keep_matched(proposals, matches)
             output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)
-        num_masks = self.mean_over_ranks(sum(len(target.labels) for target in batch.targets))
+        num_masks = self.mean_over_ranks(sum(len(target.labels) for target in targets))
         losses = self.criterion(
             output,
-            batch.targets,
+            targets,
             matches,
             valid,
             num_classes=tokens.num_classes,
             num_masks=num_masks,
         )
         return {**losses, "emptied_segments": batch.images.new_full((), batch.emptied)}
+
+
+def draw_vocabulary(
+    tokens: ClassTokens, targets: Sequence[Target], count: int
+) -> tuple[ClassTokens, list[Target]]:
+    """`count` classes at random, those of the targets among them, and the targets with labels of these.
+
+    So a model meets another vocabulary with every batch, as it will at test time, and cannot learn the one by
+    heart. Where the targets have more classes than `count`, it is just these.
+    """
+    present = torch.zeros(tokens.num_classes, dtype=torch.bool)
+    for target in targets:
+        target.check_labels(tokens.num_classes)
+        present[target.labels.cpu()] = True
+    order = torch.rand(tokens.num_classes).masked_fill(present, -1.0).argsort()
+    chosen = order[: max(count, int(present.sum()))].sort().values.to(tokens.targets.device)
+    place = chosen.new_full((tokens.num_classes,), -1)
+    place[chosen] = torch.arange(len(chosen), device=chosen.device)
+    renamed = [Target(place[target.labels], target.masks) for target in targets]
+    return tokens.select(chosen), renamed
 
 
 def keep_matched(proposals: Tensor, matches: Sequence[Match]) -> tuple[Tensor, Tensor, list[Match]]:

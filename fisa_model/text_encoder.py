@@ -48,6 +48,20 @@ class ClassTokens:
         """Columns of the class logits."""
         return self.num_classes + self.void
 
+    def select(self, classes: Tensor) -> "ClassTokens":
+        """The vocabulary of these class indices [k] alone, in their order; void stays."""
+        place = self.class_index.new_full((self.num_columns,), -1)
+        place[classes] = torch.arange(len(classes), device=place.device)
+        place[self.num_classes :] = len(classes)
+        owners = place[self.class_index]
+        return ClassTokens(
+            classifier=self.classifier[owners >= 0],
+            class_index=owners[owners >= 0],
+            targets=self.targets[classes],
+            void=self.void,
+            seen=None if self.seen is None else tuple(self.seen[i] for i in classes.tolist()),
+        )
+
     def to(self, device: torch.device | str) -> "ClassTokens":
         return replace(
             self,

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from fisa_model.criterion import Criterion
-from fisa_model.fisa import FISA
+from fisa_model.fisa import FISA, class_logits
 from fisa_model.matcher import HungarianMatcher, Match, Target
-from fisa_model.objective import FISAObjective, TrainingBatch, keep_matched
+from fisa_model.objective import FISAObjective, TrainingBatch, draw_vocabulary, keep_matched
 from fisa_model.simo import trainable_parameters
 from fisa_model.text_encoder import ClassTokens
 
@@ -92,3 +92,54 @@ def test_matched_proposals_move_to_the_front() -> None:
     assert kept[1, 0].item() == 6.0
     assert valid.tolist() == [[True, True], [True, False]]
     assert [match.proposals.tolist() for match in renumbered] == [[0, 1], [0]]
+
+
+@pytest.mark.parametrize("void", [True, False])
+def test_a_part_of_a_vocabulary_scores_as_in_the_whole(class_tokens: ClassTokens, *, void: bool) -> None:
+    if not void:
+        rows = slice(0, 5)
+        class_tokens = ClassTokens(
+            class_tokens.classifier[rows], class_tokens.class_index[rows], class_tokens.targets
+        )
+    embeddings = torch.randn(2, 5, 24)
+    chosen = torch.tensor([0, 2])
+    part = class_tokens.select(chosen)
+    whole = class_logits(embeddings, class_tokens, 100.0)
+    columns = [0, 2, 4] if void else [0, 2]
+    torch.testing.assert_close(class_logits(embeddings, part, 100.0), whole[..., columns])
+    assert torch.equal(part.targets, class_tokens.targets[chosen])
+    assert part.void is void
+
+
+def test_a_drawn_vocabulary_has_the_classes_of_the_batch_and_others(class_tokens: ClassTokens) -> None:
+    targets = [
+        Target(torch.tensor([3, 1]), torch.ones(2, 4, 4) > 0),
+        Target(torch.tensor([3]), torch.ones(1, 4, 4) > 0),
+    ]
+    drawn = set()
+    for _ in range(30):
+        tokens, renamed = draw_vocabulary(class_tokens, targets, 3)
+        for target, new in zip(targets, renamed, strict=True):
+            assert torch.equal(tokens.targets[new.labels], class_tokens.targets[target.labels])
+            assert torch.equal(new.masks, target.masks)
+        other = {i for i in (0, 2) if (tokens.targets == class_tokens.targets[i]).all(1).any()}
+        assert tokens.num_classes == 3
+        drawn |= other
+    assert drawn == {0, 2}
+    fewest, _ = draw_vocabulary(class_tokens, targets, 1)
+    assert torch.equal(fewest.targets, class_tokens.targets[[1, 3]])
+    everything, same = draw_vocabulary(class_tokens, targets, 9)
+    assert torch.equal(everything.class_index, class_tokens.class_index)
+    assert [target.labels.tolist() for target in same] == [[3, 1], [3]]
+
+
+def test_a_step_learns_among_the_drawn_classes(
+    trained: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens
+) -> None:
+    batch = batch_of(images, proposals, (1, 2))
+    objective = objective_of(trained, class_tokens)
+    objective.classes_per_batch = 2
+    found = objective(batch)["loss_class"]
+    expected = objective_of(trained, class_tokens.select(torch.tensor([0, 1])))(batch)["loss_class"]
+    torch.testing.assert_close(found, expected)
+    assert not torch.isclose(found, objective_of(trained, class_tokens)(batch)["loss_class"])

@@ -64,6 +64,9 @@ class TrainConfig:
     void: str | None = "other"
     """The word for none of the classes, a row of the classifier while training; none leaves it out."""
 
+    classes_per_batch: int | None = None
+    """Classes that a worker's batch is learnt among: those in it, and others at random; none means all."""
+
     seed: int = 42
     """Order of the images, their jitter, and the start of what is new."""
 
@@ -81,6 +84,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        if self.classes_per_batch is not None and self.classes_per_batch < 1:
+            raise ValueError(
+                f"classes_per_batch must be at least 1, got {self.classes_per_batch}; leave it out for all"
+            )
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
         if self.checkpoint_interval < 0:

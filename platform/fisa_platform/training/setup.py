@@ -77,7 +77,13 @@ def build_state(
     mean = partial(_mean_over_ranks, accelerator)
     class_tokens = encode_classes if config.model.trains_text else encode_classes()
     objective = FISAObjective(
-        model, matcher, criterion, class_tokens, generator=generator, mean_over_ranks=mean
+        model,
+        matcher,
+        criterion,
+        class_tokens,
+        generator=generator,
+        classes_per_batch=config.classes_per_batch,
+        mean_over_ranks=mean,
     )
     return TrainingState(objective, optimizer, schedule)
 
