@@ -99,7 +99,7 @@ class FISA(nn.Module):
             raise ValueError(f"proposals must be [B, Q, h, w], got {list(proposals.shape)}")
         mask_logits = proposals if frozen else self.adapter(proposals)
         bias = attention_bias(
-            proposals if self.adapter.where == "output" else mask_logits,
+            proposals if self.adapter.where in ("output", "nowhere") else mask_logits,
             image_size=self.image_size,
             grid_size=self.visual_encoder.grid_size,
             kind="hard" if frozen else self.bias,

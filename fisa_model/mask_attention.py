@@ -26,7 +26,8 @@ class DistributionAdapter(nn.Module):
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.hidden = config.hidden
-        self.where = config.where
+        self.where: Literal["both", "attention", "output", "nowhere"] = config.where
+        """As in the config; at test time it may be changed, also to `nowhere`: the proposals as they came."""
         widths = [1, *[config.hidden] * (config.layers - 1), 1] if config.layers else [1]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], kernel_size=3, padding=1) for i in range(config.layers)

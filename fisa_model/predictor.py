@@ -260,7 +260,7 @@ class FISAPredictor:
                 "diverged"
             )
         changes = (adapted.mask_logits - padded).float()
-        if self.model.adapter.where == "attention":
+        if self.model.adapter.where in ("attention", "nowhere"):
             changes = torch.zeros_like(changes)
         return PreparedProposals(
             adapted,

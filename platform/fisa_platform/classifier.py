@@ -35,6 +35,9 @@ class ClassifierConfig:
     ensemble: EnsembleConfig | None = None
     """Lets the frozen CLIP have a say beside trained weights, as FC-CLIP does; none leaves it out."""
 
+    adapter_where: Literal["both", "attention", "output", "nowhere"] | None = None
+    """What takes the masks that the weights' adapter changed, to compare; left out, as they were trained."""
+
     precision: Precision | None = None
     """Arithmetic; none is bf16 on a GPU that has it, fp32 elsewhere. A CPU with AMX is fast in bf16, too."""
 
@@ -42,6 +45,10 @@ class ClassifierConfig:
         if self.frozen is not None and self.ensemble is not None:
             raise ValueError(
                 "ensemble is given, but frozen names a CLIP alone; give weights_uri, or leave it out"
+            )
+        if self.frozen is not None and self.adapter_where is not None:
+            raise ValueError(
+                f"adapter_where is {self.adapter_where!r}, but a frozen CLIP has no adapter; leave it out"
             )
         if (self.weights_uri is None) == (self.frozen is None):
             raise ValueError("exactly one of weights_uri and frozen must be given; frozen names a CLIP")
@@ -82,9 +89,12 @@ def load_predictor(
     assert config.weights_uri is not None
     with tempfile.TemporaryDirectory() as folder:
         path = _download_weights(config.weights_uri, Path(folder))
-        return FISAPredictor.load(
+        predictor = FISAPredictor.load(
             path, generator=generator, dtype=dtype, ensemble=config.ensemble, text_cache_path=cache
         )
+    if config.adapter_where is not None:
+        predictor.model.adapter.where = config.adapter_where
+    return predictor
 
 
 def check_weights(config: ClassifierConfig) -> None:

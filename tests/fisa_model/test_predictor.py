@@ -169,10 +169,13 @@ def test_an_unknown_form_of_proposals_is_refused(model: FISA, config: FISAConfig
 
 @pytest.mark.parametrize(
     ("where", "steers", "goes_out"),
-    [("both", True, True), ("attention", True, False), ("output", False, True)],
+    [("both", True, True), ("attention", True, False), ("output", False, True), ("nowhere", False, False)],
 )
 def test_where_adapted_masks_go(
-    predictor: FISAPredictor, where: Literal["both", "attention", "output"], steers: Any, goes_out: Any
+    predictor: FISAPredictor,
+    where: Literal["both", "attention", "output", "nowhere"],
+    steers: Any,
+    goes_out: Any,
 ) -> None:
     image, masks = picture(), halves(picture())
     tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))

@@ -8,7 +8,9 @@ import torch
 
 from fisa_model.config import fisa_toy
 from fisa_model.device import default_device, default_dtype
+from fisa_model.fisa import build_fisa
 from fisa_model.mask_generators import Precision
+from fisa_model.weights import save_fisa
 from fisa_platform.classifier import ClassifierConfig, load_predictor
 
 DEFAULT = default_dtype(torch.device(default_device()))
@@ -36,3 +38,14 @@ def test_words_of_jobs_are_kept_for_the_next_one(
     if caches_words:
         monkeypatch.delattr(again.text_encoder.clip, "transformer")  # what is kept needs no text tower
     assert torch.equal(again.encode_vocabulary(["cat", "dog"]).classifier, tokens.classifier)
+
+
+def test_weights_may_be_tried_without_their_adapter(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    model, _ = build_fisa(fisa_toy())
+    save_fisa(path, model, fisa_toy(), {"templates": "vild"})
+    assert load_predictor(ClassifierConfig(weights_uri=str(path))).model.adapter.where == "both"
+    tried = load_predictor(ClassifierConfig(weights_uri=str(path), adapter_where="nowhere"))
+    assert tried.model.adapter.where == "nowhere"
+    with pytest.raises(ValueError, match="adapter_where is 'nowhere', but a frozen CLIP has no adapter"):
+        ClassifierConfig(frozen=fisa_toy(), adapter_where="nowhere")
