@@ -16,6 +16,9 @@ PIXELS_PER_CHUNK = 32 * 1024 * 1024
 HIDDEN_VALUES_PER_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Hidden values of the adapter held at once: what stays in a CPU's cache, and 1 GB of a GPU."""
 
+AdapterUse = Literal["both", "attention", "output", "nowhere"]
+"""What takes adapted masks: as `AdapterConfig.where`, or nothing, to compare."""
+
 SOFT_FLOOR = -20.0
 """Lowest soft bias: e^-20 is nothing, and no row is closed altogether."""
 
@@ -26,8 +29,7 @@ class DistributionAdapter(nn.Module):
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.hidden = config.hidden
-        self.where: Literal["both", "attention", "output", "nowhere"] = config.where
-        """As in the config; at test time it may be changed, also to `nowhere`: the proposals as they came."""
+        self.where: AdapterUse = config.where
         widths = [1, *[config.hidden] * (config.layers - 1), 1] if config.layers else [1]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], kernel_size=3, padding=1) for i in range(config.layers)
@@ -48,6 +50,19 @@ class DistributionAdapter(nn.Module):
         chunk = max(1, HIDDEN_VALUES_PER_CHUNK.get(masks.device.type, 1 << 28) // hidden)
         adapted = torch.cat([part + self._change(part) for part in torch.split(masks, chunk)])
         return adapted.view_as(mask_logits)
+
+    def use_for(self, where: AdapterUse) -> None:
+        """Lets another part of the model take the adapted masks than in training, or `nowhere` any.
+
+        Raises:
+            ValueError: there is no adapter.
+        """
+        if not self.convolutions:
+            raise ValueError(
+                f"adapter_where is {where!r}, but these weights were trained without an adapter (its layers "
+                "are 0); leave it out"
+            )
+        self.where = where
 
     def _change(self, masks: Tensor) -> Tensor:
         *hidden, last = self.convolutions

@@ -29,7 +29,7 @@ class TrainingBatch:
     targets: list[Target]
 
     emptied: float = 0.0
-    """Segments of an image that its window left nothing of, on average."""
+    """Segments of an image that have no pixel in its window, on average."""
 
     def to(self, device: torch.device | str, **_: object) -> "TrainingBatch":
         """The batch on a device."""

@@ -15,7 +15,8 @@ CLIPS_OWN = ("query_projections", "image_tower", "text_tower")
 
 UNDECAYED_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
 UNDECAYED_NAMES = ("class_embedding", "positional_embedding", "relative_position_bias_table")
-"""What Mask2Former's optimizer does not decay: norm layers, embeddings, and Swin's table of positions."""
+"""What is not decayed: norm layers, embeddings, and Swin's table of positions, as in Mask2Former; and CLIP's
+embeddings that are bare parameters."""
 
 
 class ParameterGroup(TypedDict):
@@ -68,8 +69,8 @@ def parameter_groups(
 def split_by_decay(group: ParameterGroup, module: nn.Module) -> list[ParameterGroup]:
     """A group as at most two: norm layers and embeddings of `module` without decay, biases and the rest with.
 
-    As in https://github.com/facebookresearch/Mask2Former/blob/9b0651c/train_net.py (WEIGHT_DECAY_NORM and
-    WEIGHT_DECAY_EMBED are 0 there).
+    As in https://github.com/facebookresearch/Mask2Former/blob/9b0651c/train_net.py, where WEIGHT_DECAY_NORM
+    and WEIGHT_DECAY_EMBED are 0.
     """
     exempt = {
         id(parameter)
@@ -77,13 +78,12 @@ def split_by_decay(group: ParameterGroup, module: nn.Module) -> list[ParameterGr
         for name, parameter in layer.named_parameters(recurse=False)
         if isinstance(layer, UNDECAYED_LAYERS) or name in UNDECAYED_NAMES
     }
-    decayed = [parameter for parameter in group["params"] if id(parameter) not in exempt]
-    others = [parameter for parameter in group["params"] if id(parameter) in exempt]
-    halves = [
-        ParameterGroup(**{**group, "params": decayed}),
-        ParameterGroup(name=f"{group['name']}, not decayed", params=others, lr=group["lr"], weight_decay=0.0),
-    ]
-    return [half for half in halves if half["params"]]
+    decayed, others = group.copy(), group.copy()
+    decayed["params"] = [parameter for parameter in group["params"] if id(parameter) not in exempt]
+    others["params"] = [parameter for parameter in group["params"] if id(parameter) in exempt]
+    others["name"] = f"{group['name']}, not decayed"
+    others["weight_decay"] = 0.0
+    return [half for half in (decayed, others) if half["params"]]
 
 
 def _learning(model: "FISA") -> dict[str, list[nn.Parameter]]:

@@ -49,13 +49,14 @@ class ClassTokens:
         return self.num_classes + self.void
 
     def select(self, classes: Tensor) -> "ClassTokens":
-        """The vocabulary of these class indices [k] alone, in their order; void stays."""
+        """The vocabulary of these class indices [k] alone, in their order; void stays, the last one."""
         place = self.class_index.new_full((self.num_columns,), -1)
         place[classes] = torch.arange(len(classes), device=place.device)
         place[self.num_classes :] = len(classes)
-        owners = place[self.class_index]
+        owners, rows = place[self.class_index].sort(stable=True)
+        rows = rows[owners >= 0]
         return ClassTokens(
-            classifier=self.classifier[owners >= 0],
+            classifier=self.classifier[rows],
             class_index=owners[owners >= 0],
             targets=self.targets[classes],
             void=self.void,

@@ -119,7 +119,7 @@ class TrainingSample:
     """Masks [N, S, S]."""
 
     emptied: int
-    """Segments that the window left nothing of; `target` lacks them, unless they are kept."""
+    """Segments without a pixel in the window; `target` lacks them, unless they are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +158,7 @@ class Jitter:
     ) -> None:
         """`scale` is the range of the longer side over S; None squashes the whole image, as at test time.
 
-        `keep_empty` keeps segments that the window left nothing of, as Mask2Former does. Each is matched to
+        `keep_empty` keeps segments without a pixel in the window, as Mask2Former does. Each is matched to
         some proposal that has nothing to do with it, which then learns its name.
         """
         if scale is not None and not 0 < scale[0] <= scale[1]:

@@ -91,12 +91,12 @@ def check_generator(name: str, weights: str | None, size: tuple[int, int] | None
     if size is None:
         return
     if name == "felzenszwalb":
-        raise ValueError(f"generator 'felzenszwalb' has no test size, got {list(size)}; leave it out")
+        raise ValueError(f"generator_size: 'felzenszwalb' has no test size, got {list(size)}; leave it out")
     shortest, longest = size
     if not 1 <= shortest <= longest:
         raise ValueError(
-            f"the generator's test size must be [shorter side, longest side] in pixels, got {list(size)}; "
-            "Mask2Former's own is [800, 1333]"
+            "generator_size must be [shorter side, longest side] in pixels, at least 1, the larger one last, "
+            f"got {list(size)}; Mask2Former's own is [800, 1333]"
         )
 
 

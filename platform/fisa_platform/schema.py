@@ -141,7 +141,7 @@ PREDICTIONS = pa.schema(
 )
 """Stages `evaluate` and `label`: the panoptic result."""
 
-RESULT = pa.struct(
+BY_RULES = pa.struct(
     [
         pa.field("panoptic", pa.binary(), nullable=False),
         pa.field("segments_info", pa.list_(PREDICTED_SEGMENT), nullable=False),
@@ -156,7 +156,7 @@ EVALUATED = pa.schema(
         # Class indices, coded as in a panoptic PNG; the number of classes where there was no proposal.
         pa.field("semantic", pa.binary(), nullable=False),
         # The same by each of the config's further rules, in their order.
-        pa.field("by_other_rules", pa.list_(RESULT), nullable=False),
+        pa.field("by_other_rules", pa.list_(BY_RULES), nullable=False),
         pa.field("true_panoptic", pa.binary(), nullable=False),
         pa.field("true_segments_info", pa.list_(SEGMENT), nullable=False),
         # Class indices of the ground-truth masks, and what the classifier calls them; null where not asked.

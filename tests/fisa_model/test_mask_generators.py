@@ -279,7 +279,7 @@ def test_a_network_resizes_to_the_size_it_is_given(mask2former_folder: Path) -> 
     assert proposals.mask_logits.shape == (7, 10, 13)
     np.testing.assert_allclose(proposals.mask_logits, expected.mask_logits, atol=1e-5)
     for size in ((60, 40), (0, 40)):
-        with pytest.raises(ValueError, match=r"must be \[shorter side, longest side\] in pixels, got"):
+        with pytest.raises(ValueError, match=r"must be \[shorter side, longest side\] in pixels"):
             load_mask_generator("mask2former", weights=weights, size=size)
 
 

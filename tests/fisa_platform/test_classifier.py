@@ -1,12 +1,13 @@
 """The classifier that a job names."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fisa_model.config import fisa_toy
+from fisa_model.config import AdapterConfig, fisa_toy
 from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import build_fisa
 from fisa_model.mask_generators import Precision
@@ -47,5 +48,9 @@ def test_weights_may_be_tried_without_their_adapter(tmp_path: Path) -> None:
     assert load_predictor(ClassifierConfig(weights_uri=str(path))).model.adapter.where == "both"
     tried = load_predictor(ClassifierConfig(weights_uri=str(path), adapter_where="nowhere"))
     assert tried.model.adapter.where == "nowhere"
+    bare = dataclasses.replace(fisa_toy(), adapter=AdapterConfig(layers=0))
+    save_fisa(path, build_fisa(bare)[0], bare, {"templates": "vild"})
+    with pytest.raises(ValueError, match="these weights were trained without an adapter"):
+        load_predictor(ClassifierConfig(weights_uri=str(path), adapter_where="nowhere"))
     with pytest.raises(ValueError, match="adapter_where is 'nowhere', but a frozen CLIP has no adapter"):
         ClassifierConfig(frozen=fisa_toy(), adapter_where="nowhere")

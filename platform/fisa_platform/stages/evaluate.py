@@ -67,6 +67,8 @@ class EvaluateConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.max_rejected_fraction <= 1:
             raise ValueError(f"max_rejected_fraction must be 0 to 1, got {self.max_rejected_fraction}")
+        if "" in self.other_rules:
+            raise ValueError("other_rules must have names, got an empty one; its scores are printed under it")
         if self.mask_accuracy is not None and self.classifier is None:
             raise ValueError(
                 f"mask_accuracy is {self.mask_accuracy!r}, but without a classifier nothing names masks; "
@@ -79,7 +81,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform import storage
     from fisa_platform.classifier import check_weights
-    from fisa_platform.evaluation.summary import Metrics, standard_subsets
+    from fisa_platform.evaluation.summary import standard_subsets
     from fisa_platform.manifest import open_version
     from fisa_platform.tables import WRITER, Loaded, Written, collect, image_places, read_rows
 
@@ -118,7 +120,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     parts = collect(files, places.num_rows, context.progress)
     written = Written.of(parts, "predictions")
     written.check(config.max_rejected_fraction)
-    metrics = _add_up(parts, [Metrics(vocabulary) for _ in range(sets_of_rules)])
+    metrics = _add_up(parts, vocabulary, sets_of_rules)
     subsets = standard_subsets(vocabulary, _seen_vocabulary(config))
     scores, *others = (counts.result(subsets) for counts in metrics)
     by_other_rules = dict(zip(config.other_rules, others, strict=True))
@@ -220,25 +222,27 @@ class Evaluator:
         )
 
     def _row(self, row: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
+        from fisa_platform.classifier import prediction_row
+        from fisa_platform.panoptic_png import encode_panoptic
+
+        sets_of_rules = [self.config.panoptic, *self.config.other_rules.values()]
+        labels = {
+            objectness: encode_panoptic(prediction.semantic(objectness=objectness))
+            for objectness in {rules.objectness for rules in sets_of_rules}
+        }
+        first, *others = (
+            {**prediction_row(prediction, self.vocabulary, rules), "semantic": labels[rules.objectness]}
+            for rules in sets_of_rules
+        )
         return {
             "image_id": row["image_id"],
             "file_name": row["file_name"],
-            **self._result(prediction, self.config.panoptic),
-            "by_other_rules": [self._result(prediction, rules) for rules in self.config.other_rules.values()],
+            **first,
+            "by_other_rules": others,
             "true_panoptic": row["panoptic"],
             "true_segments_info": row["segments_info"],
             "mask_classes": None,
             "mask_names": None,
-        }
-
-    def _result(self, prediction: Prediction, rules: PanopticConfig) -> dict[str, Any]:
-        from fisa_platform.classifier import prediction_row
-        from fisa_platform.panoptic_png import encode_panoptic
-
-        labels = prediction.semantic(objectness=rules.objectness)
-        return {
-            **prediction_row(prediction, self.vocabulary, rules),
-            "semantic": encode_panoptic(labels),
         }
 
 
@@ -279,8 +283,11 @@ def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Sequence[M
         metrics[0].masks.update(np.array(row["mask_classes"], int), np.array(row["mask_names"], int))
 
 
-def _add_up(parts: list[dict[str, Any]], metrics: list[Metrics]) -> list[Metrics]:
-    """`metrics`, one for each set of rules, with the counts of every file added."""
+def _add_up(parts: list[dict[str, Any]], vocabulary: Vocabulary, sets_of_rules: int) -> list[Metrics]:
+    """The counts of all files, for each set of rules."""
+    from fisa_platform.evaluation.summary import Metrics
+
+    metrics = [Metrics(vocabulary) for _ in range(sets_of_rules)]
     for part in parts:
         if part["metrics"] is not None:
             # Safe to unpickle: our own task made it a moment ago.

@@ -80,6 +80,11 @@ class LabelConfig:
             )
         if self.things or self.stuff:
             Vocabulary.from_names(self.things or [], stuff=self.stuff or [])  # refuses names that occur twice
+        if self.proposals_uri is not None and self.generator_size is not None:
+            raise ValueError(
+                f"generator_size is {list(self.generator_size)}, but with proposals_uri no generator runs; "
+                "leave one of them out"
+            )
         if self.proposals_uri is None:
             check_generator(self.generator, self.generator_weights, self.generator_size)
         check_apart(self.output_uri, self.images_uri)

@@ -63,9 +63,14 @@ class ProposeConfig:
     """The job fails when more than this part of the images cannot be used."""
 
     def __post_init__(self) -> None:
-        for name in ("generator_weights", "generator_size"):
-            if self.generator == "oracle" and getattr(self, name) is not None:
-                raise ValueError(f"{name}: 'oracle' has none, got {getattr(self, name)!r}; remove it")
+        if self.generator == "oracle" and self.generator_weights is not None:
+            raise ValueError(
+                f"generator_weights: 'oracle' has none, got {self.generator_weights!r}; remove it"
+            )
+        if self.generator == "oracle" and self.generator_size is not None:
+            raise ValueError(
+                f"generator_size: 'oracle' has no test size, got {list(self.generator_size)}; remove it"
+            )
         if self.generator_uri is not None and (
             self.generator != "mask2former" or self.generator_weights is not None
         ):

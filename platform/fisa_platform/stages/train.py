@@ -65,7 +65,7 @@ class TrainConfig:
     """The word for none of the classes, a row of the classifier while training; none leaves it out."""
 
     classes_per_batch: int | None = None
-    """Classes that a worker's batch is learnt among: those in it, and others at random; none means all."""
+    """Classes that a forward pass learns among: those of its images, and others at random; none means all."""
 
     seed: int = 42
     """Order of the images, their jitter, and the start of what is new."""
@@ -115,6 +115,12 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
     images = open_version(config.images_uri)
     if images.manifest.vocabulary is None:
         raise ValueError(f"{config.images_uri}: has no ground truth; train on a table that has")
+    known = len(images.manifest.vocabulary)
+    if config.classes_per_batch is not None and config.classes_per_batch > known:
+        raise ValueError(
+            f"classes_per_batch is {config.classes_per_batch}, but the vocabulary of {config.images_uri} has "
+            f"{known} classes; give at most these, or leave it out for all"
+        )
     run_config: Any = RunConfig  # typed as in the former API, which has no logging_config
     filesystem, path = storage.pyarrow_filesystem(storage.join(context.output.version_uri, "ray_train"))
     workers = compute.workers

@@ -36,7 +36,7 @@ class BatchConfig:
     """Probability of a mirror image."""
 
     keep_empty: bool = False
-    """Whether segments that the jitter's window left nothing of are learnt from, too, as in Mask2Former."""
+    """Whether segments without a pixel in the jitter's window are learnt from, too, as in Mask2Former."""
 
     loader_processes: int = 0
     """Processes beside each worker that decode and jitter; 0 does it in the worker."""

@@ -12,16 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fisa_model.config import CLIPConfig, FISAConfig
+from fisa_model.config import CLIPConfig, FISAConfig, PanopticConfig
+from fisa_model.mask_generators import MaskProposals
+from fisa_model.mask_generators.mask2former import Mask2FormerGenerator
 from fisa_model.pictures import decode_image
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import manifest, storage
 from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.manifest import Version
-from fisa_platform.mask_codec import decode_proposals
+from fisa_platform.mask_codec import decode_proposals, encode_proposals
 from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import IMAGES, PROPOSALS, REJECTED
+from fisa_platform.serving.segmenter import load_segmenter
 from fisa_platform.sources.index import read_image_folder
 from fisa_platform.stages.evaluate import EvaluateConfig, Evaluator
 from fisa_platform.stages.label import LabelConfig, Labeller
@@ -248,6 +251,49 @@ def test_an_image_without_a_row_of_proposals_is_rejected_and_one_without_a_mask_
     assert rows["bare"]["segments_info"] == []
     assert not decode_panoptic(rows["bare"]["panoptic"]).any()
     assert (decode_panoptic(rows["bare"]["semantic"]) == 2).all()
+
+
+def test_further_rules_see_the_same_class_scores_with_and_without_objectness(tmp_path: Path) -> None:
+    """All proposals are hardly objects, which only rules that ask the generator mind."""
+    pending = manifest.new_version(str(tmp_path / "proposals"), "some")
+    masks = np.where(np.stack([IDS == 5, IDS == 9]), np.float32(10), np.float32(-10))
+    proposals = encode_proposals(MaskProposals(masks, np.full(2, 1e-6, np.float32)), HEIGHT, WIDTH)
+    table = failable_table(PROPOSALS, [{"image_id": "a", "file_name": "a.jpg", **proposals}])
+    write_batch(table, output_uri=pending.uri, name="proposals", schema=PROPOSALS)
+    version = manifest.commit(pending, stage="propose", config={}, inputs={}, seconds=0, rows=1)
+    sure, unsure = (
+        PanopticConfig(object_threshold=0.01, objectness=objectness) for objectness in ("none", "generator")
+    )
+    config = EvaluateConfig(
+        images_uri="unused",
+        proposals_uri=version.uri,
+        output_uri="unused",
+        classifier=TOY_CLASSIFIER,
+        panoptic=unsure,
+        other_rules={"sure": sure, "same": unsure},
+    )
+    evaluator = Evaluator(config, Vocabulary.from_names(["left", "right"]))
+    truth = {"image": photo(), "panoptic": encode_panoptic(IDS), "segments_info": []}
+    (row,) = evaluator(pa.Table.from_pylist([{"image_id": "a", "file_name": "a.jpg", **truth}])).to_pylist()
+    found = [len(result["segments_info"]) for result in [row, *row["by_other_rules"]]]
+    assert found == [0, 2, 0]
+
+
+def test_the_test_size_of_a_generator_reaches_its_network(mask2former_folder: Path) -> None:
+    named: dict[str, Any] = {
+        "generator": "mask2former",
+        "generator_weights": str(mask2former_folder),
+        "generator_size": (40, 60),
+    }
+    proposer = Proposer(ProposeConfig(images_uri="images", output_uri="unused", **named), "cpu")
+    shared: dict[str, Any] = {"images_uri": "images", "output_uri": "unused", "classifier": TOY_CLASSIFIER}
+    labeller = Labeller(LabelConfig(**shared, things=("cat",), **named), Vocabulary.from_names(["cat"]))
+    segmenter = load_segmenter(TOY_CLASSIFIER, *named.values())
+    for generator in (proposer.generator, labeller.predictor.generator, segmenter.predictor.generator):
+        assert isinstance(generator, Mask2FormerGenerator)
+        assert (generator.shortest, generator.longest) == (40, 60)
+    with pytest.raises(ValueError, match=r"generator_size is \[40, 60\], but with proposals_uri no"):
+        LabelConfig(**shared, things=("cat",), **named, proposals_uri="proposals")
 
 
 def propose_config(generator: str) -> ProposeConfig:

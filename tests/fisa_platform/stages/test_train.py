@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -193,6 +194,38 @@ def test_a_generator_learns_with_the_classifier_and_proposes_afterwards(
 def test_a_run_without_a_generator_that_learnt_is_refused_as_one(trained: Version, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no generator learnt in this run"):
         fetch_trained_generator(trained.uri, tmp_path)
+
+
+def test_more_classes_than_the_vocabulary_has_are_refused(
+    run: Run, tables: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"classes_per_batch is 39, but the vocabulary of .* has 38 classes"):
+        run("train", **tables, **SETTINGS, classes_per_batch=39, output_uri=str(tmp_path))
+
+
+def test_options_of_batches_reach_the_objective_and_the_jitter(tables: dict[str, str]) -> None:
+    config = make_job(tables, classes_per_batch=7, batches={"size": 4, "keep_empty": True}).config
+    objective = new_state(config).objective
+    assert objective.classes_per_batch == 7
+    assert build_examples(config, VOCABULARY, objective.model).jitter.keep_empty
+
+
+def test_norm_layers_and_embeddings_of_a_generator_that_learns_are_not_decayed(
+    tables: dict[str, str], mask2former_folder: Path
+) -> None:
+    from_table = {"images_uri": tables["images_uri"], "proposals_uri": None}
+    config = make_job({**from_table, "generator_weights": str(mask2former_folder)}).config  # type: ignore[dict-item]
+    state = new_state(config)
+    assert state.objective.generator is not None
+    decay = {id(p): group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
+    learning = {name: p for name, p in state.objective.generator.named_parameters() if p.requires_grad}
+    undecayed = {name for name, p in learning.items() if decay[id(p)] == 0}
+    # Group norms have numbers for names, and the level embedding of the pixel decoder is a bare parameter.
+    exempt = re.compile(
+        r"norm|position_bias_table|queries_|transformer_module.level_embed"
+        r"|(adapter_1|layer_1|input_projections\.\d)\.1\."
+    )
+    assert undecayed == {name for name in learning if exempt.search(name)}
 
 
 def test_proposals_come_from_a_table_or_from_a_generator(tables: dict[str, str]) -> None:
