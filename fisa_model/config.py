@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LOCAL_DIR = "local-dir:"
+Resize = Literal["squash", "letterbox"]
 TOY_CLIP = "toy"
 
 
@@ -108,7 +109,11 @@ class FISAConfig:
     """The vision-language model that is adapted."""
 
     image_size: int = 896
-    """Side in pixels of the square that images are squashed to; a multiple of the patch size."""
+    """Side in pixels of the square that the model sees; a multiple of the patch size."""
+
+    resize: Resize = "squash"
+    """How a whole picture becomes that square: squashed, or in its own proportions with gray below or beside
+    it, as in large-scale jitter."""
 
     seve: SEVEConfig = field(default_factory=SEVEConfig)
     """How mask tokens read the class tokens."""

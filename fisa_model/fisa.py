@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fisa_model.config import FISAConfig
+from fisa_model.config import FISAConfig, Resize
 from fisa_model.image_tower import ImageTower
 from fisa_model.lora import add_lora
 from fisa_model.mask_attention import DistributionAdapter, attention_bias
@@ -57,6 +57,7 @@ class FISA(nn.Module):
         text_tower: nn.Module | None = None,
         bias: Literal["hard", "soft"] = "hard",
         cls_key: bool = True,
+        resize: Resize = "squash",
     ) -> None:
         """`text_tower` is the whole CLIP, given only where its language encoder learns with the model."""
         super().__init__()
@@ -67,6 +68,7 @@ class FISA(nn.Module):
         self.text_tower = text_tower
         self.bias = bias
         self.cls_key = cls_key
+        self.resize: Resize = resize
 
     @property
     def image_size(self) -> int:
@@ -204,6 +206,7 @@ def assemble(config: FISAConfig, clip: Any, facts: CLIPFacts) -> FISA:
         text_tower=clip if config.trains_text else None,
         bias=config.adapter.bias,
         cls_key=config.cls_key,
+        resize=config.resize,
     )
     freeze(model, config.trained)
     return model

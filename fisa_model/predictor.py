@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,12 +22,15 @@ from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.training_facts import DEFAULT_TEMPLATES, TrainingFacts
 from fisa_model.transforms import (
+    Frame,
     check_proposals,
     in_form,
     pad_proposals,
     to_clip_input,
     to_model_proposals,
     to_tensor,
+    unwarp,
+    whole_frame,
 )
 from fisa_model.visual_encoder import ImageFeatures
 from fisa_model.vocabulary import Vocabulary, get_templates
@@ -226,8 +228,9 @@ class FISAPredictor:
         clip = self.model.clip
         if not images:
             raise ValueError("there are no images to encode; give at least one")
+        side, resize = self.model.image_size, self.model.resize
         batch = [
-            to_clip_input(image, image_size=self.model.image_size, mean=clip.mean, std=clip.std)
+            to_clip_input(image, image_size=side, mean=clip.mean, std=clip.std, resize=resize)
             for image in images
         ]
         with self._autocast():
@@ -249,7 +252,11 @@ class FISAPredictor:
             check_proposals(masks, size)
         device = self.model.device
         side, form = self.model.image_size, self.proposal_form
-        scaled = [to_model_proposals(masks, image_size=side, form=form) for masks in proposals]
+        frames = [whole_frame(size, side, self.model.resize) for size in sizes]
+        scaled = [
+            to_model_proposals(masks, image_size=side, form=form, frame=frame)
+            for masks, frame in zip(proposals, frames, strict=True)
+        ]
         padded = pad_proposals(scaled)[0].to(device)
         with self._autocast():
             adapted = self.model.adapt_masks(padded)
@@ -265,7 +272,7 @@ class FISAPredictor:
         return PreparedProposals(
             adapted,
             frozen,
-            [_adapt(masks, change, form) for masks, change in zip(proposals, changes, strict=True)],
+            [_adapt(*of_image, form) for of_image in zip(proposals, changes, frames, strict=True)],
             [to_tensor(masks.scores).to(device) for masks in proposals],
             list(sizes),
         )
@@ -312,15 +319,14 @@ class FISAPredictor:
         )
 
 
-def _adapt(proposals: MaskProposals, change: Tensor, form: ProposalForm | None) -> Tensor:
-    """Masks with what the adapter adds to their logits in `form`, at a quarter of the model's resolution."""
+def _adapt(proposals: MaskProposals, change: Tensor, frame: Frame, form: ProposalForm | None) -> Tensor:
+    """Masks with what the adapter adds to their logits in `form`, at a quarter of the model's frame."""
     masks = to_tensor(proposals.mask_logits).to(change.device)
     change = change[: len(masks)]
     if not change.any():
         return masks
-    size = masks.shape[1:]
     read = in_form(masks, form)
-    adapted = read + F.interpolate(change[None], size=size, mode="bilinear", align_corners=False)[0]
+    adapted = read + unwarp(change, frame, (masks.shape[1], masks.shape[2]))
     # Where a network says more than the form, it is believed as long as the adapter leaves it on its side:
     # between the network's own logits lie finer borders.
     believed = (masks != read) & ((masks >= 0) == (adapted >= 0))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fisa_model.config import Resize
 from fisa_model.mask_generators import LOGIT, MaskProposals, ProposalForm
 from fisa_model.matcher import Target
 from fisa_model.pictures import check_image
@@ -57,12 +58,52 @@ def check_proposals(proposals: MaskProposals, size: tuple[int, int]) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """A square window of `size` pixels on an image that was resized to `height` x `width`, maybe mirrored."""
+
+    size: int
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+    flip: bool = False
+
+    @property
+    def is_squashed(self) -> bool:
+        """Whether the image fills the window, so that resizing is all there is to do."""
+        return self.height == self.width == self.size and not self.flip
+
+    def sources(self, side: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns of `side` pixels in this window -> where they lie in the image, 0 to 1.
+
+        Values outside 0 to 1 lie beside the image.
+        """
+        centres = (torch.arange(side) + 0.5) * (self.size / side)
+        rows, columns = (centres + self.top) / self.height, (centres + self.left) / self.width
+        return rows, 1 - columns if self.flip else columns
+
+
+def whole_frame(size: tuple[int, int], image_size: int, resize: Resize, *, flip: bool = False) -> Frame:
+    """The window of S = `image_size` that holds all of an image of (H, W) pixels, see `FISAConfig.resize`."""
+    height, width = image_size, image_size
+    if resize == "letterbox":
+        height, width = (max(1, round(pixels * image_size / max(size))) for pixels in size)
+    return Frame(size=image_size, height=height, width=width, flip=flip)
+
+
 def to_clip_input(
-    image: NDArray[np.uint8], *, image_size: int, mean: Sequence[float], std: Sequence[float]
+    image: NDArray[np.uint8],
+    *,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    resize: Resize = "squash",
 ) -> Tensor:
-    """RGB [H, W, 3] -> [3, S, S]: squashed to the square, aspect ratio not kept, CLIP-normalised."""
+    """RGB [H, W, 3] -> [3, S, S], all of the image, CLIP-normalised; `resize` as in `FISAConfig`."""
     check_image(image)
-    return _normalise(_resize(_to_float(image), (image_size, image_size)), mean, std)
+    frame = whole_frame((image.shape[0], image.shape[1]), image_size, resize)
+    return _normalise(warp_image(image, frame), mean, std)
 
 
 def in_form(mask_logits: Tensor, form: ProposalForm | None) -> Tensor:
@@ -73,15 +114,22 @@ def in_form(mask_logits: Tensor, form: ProposalForm | None) -> Tensor:
 
 
 def to_model_proposals(
-    proposals: MaskProposals, *, image_size: int, form: ProposalForm | None = None
+    proposals: MaskProposals,
+    *,
+    image_size: int,
+    form: ProposalForm | None = None,
+    frame: Frame | None = None,
 ) -> Tensor:
     """Proposals at any resolution -> [Q, S / 4, S / 4], what the model was trained on.
 
-    `form` is that of the table it was trained on; None leaves logits as they came. A network's own reach 30,
-    and from a table of binary masks the adapter knows none but 10.
+    `frame` holds the whole image; None is the squashed one. `form` is that of the table it was trained on;
+    None leaves logits as they came. A network's own reach 30, and from a table of binary masks the adapter
+    knows none but 10.
     """
     side = -(-image_size // PROPOSAL_STRIDE)
     logits = in_form(to_tensor(proposals.mask_logits), form)
+    if frame is not None and not frame.is_squashed:
+        return warp_logits(logits, frame, side=side)
     if len(proposals) == 0:
         return logits.new_zeros(0, side, side)
     return F.interpolate(logits[None], size=(side, side), mode="bilinear", antialias=True)[0]
@@ -122,27 +170,6 @@ class TrainingSample:
     """Segments without a pixel in the window; `target` lacks them, unless they are kept."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Frame:
-    """A square window of `size` pixels on an image that was resized to `height` x `width`, maybe mirrored."""
-
-    size: int
-    height: int
-    width: int
-    top: int = 0
-    left: int = 0
-    flip: bool = False
-
-    def sources(self, side: int) -> tuple[Tensor, Tensor]:
-        """Rows and columns of `side` pixels in this window -> where they lie in the image, 0 to 1.
-
-        Values outside 0 to 1 lie beside the image.
-        """
-        centres = (torch.arange(side) + 0.5) * (self.size / side)
-        rows, columns = (centres + self.top) / self.height, (centres + self.left) / self.width
-        return rows, 1 - columns if self.flip else columns
-
-
 class Jitter:
     """Random mirror image and large-scale jitter, the same for image, proposals and ground truth."""
 
@@ -155,8 +182,9 @@ class Jitter:
         scale: tuple[float, float] | None = (0.1, 2.0),
         flip: float = 0.5,
         keep_empty: bool = False,
+        resize: Resize = "squash",
     ) -> None:
-        """`scale` is the range of the longer side over S; None squashes the whole image, as at test time.
+        """`scale` is the range of the longer side over S; None takes the whole image, as at test time.
 
         `keep_empty` keeps segments without a pixel in the window, as Mask2Former does. Each is matched to
         some proposal that has nothing to do with it, which then learns its name.
@@ -169,6 +197,7 @@ class Jitter:
         self.scale = scale
         self.flip = flip
         self.keep_empty = keep_empty
+        self.resize: Resize = resize
 
     def __call__(
         self,
@@ -205,7 +234,7 @@ class Jitter:
         flip = bool(rng.random() < self.flip)
         size = self.image_size
         if self.scale is None:
-            return Frame(size=size, height=size, width=size, flip=flip)
+            return whole_frame((height, width), size, self.resize, flip=flip)
         ratio = rng.uniform(*self.scale) * size / max(height, width)
         height, width = max(1, round(height * ratio)), max(1, round(width * ratio))
         offset = rng.random()
@@ -241,6 +270,22 @@ def warp_logits(mask_logits: Tensor, frame: Frame, *, side: int) -> Tensor:
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
     warped = F.grid_sample(mask_logits[None], 2 * grid[None] - 1, padding_mode="border", align_corners=False)
     return warped[0].masked_fill(~_inside(rows, columns), OUTSIDE)
+
+
+def unwarp(values: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+    """[Q, side, side] in a frame of a whole image -> [Q, h, w] in the image's own, bilinear.
+
+    The frame is not mirrored. What lies beside the image in it is not read.
+    """
+    if frame.is_squashed:
+        return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
+    axes = []
+    for cells, pixels in zip(size, (frame.height, frame.width), strict=True):
+        covered = pixels / frame.size
+        centres = (torch.arange(cells, device=values.device) + 0.5) * (covered / cells)
+        axes.append(centres.clamp(max=covered - 0.5 / values.shape[-1]))
+    grid = torch.stack(torch.meshgrid(axes[1], axes[0], indexing="xy"), dim=-1)
+    return F.grid_sample(values[None], 2 * grid[None] - 1, padding_mode="border", align_corners=False)[0]
 
 
 def warp_masks(masks: Tensor, frame: Frame, *, side: int) -> Tensor:

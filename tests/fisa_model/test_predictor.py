@@ -189,6 +189,31 @@ def test_where_adapted_masks_go(
     assert torch.equal(adapted.mask_logits, plain.mask_logits) != goes_out
 
 
+def test_a_letterboxed_picture_is_seen_as_on_a_gray_square(
+    predictor: FISAPredictor, text_encoder: TextEncoder, config: FISAConfig
+) -> None:
+    side = config.image_size
+    wide = picture(side // 2, side)
+    square = np.concatenate([wide, np.full_like(wide, 128)])
+    masks = np.random.default_rng(1).normal(0, 5, (3, side // 8, side // 4)).astype(np.float32)
+    around = np.concatenate([masks, np.full_like(masks, -10)], axis=1)
+    letterbox = FISAPredictor(
+        build_fisa(dataclasses.replace(config, resize="letterbox"))[0], text_encoder, generator=halves
+    )
+    letterbox.model.load_state_dict(predictor.model.state_dict())
+    found = []
+    for model, image, logits in ((letterbox, wide, masks), (predictor, square, around)):
+        with torch.no_grad():
+            model.model.adapter.convolutions[-1].bias.fill_(3.0)
+        tokens = model.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
+        found += model.predict([image], [MaskProposals(logits, np.ones(3, np.float32))], tokens)
+    torch.testing.assert_close(found[0].class_probs, found[1].class_probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0].mask_logits, found[1].mask_logits[:, : side // 8], atol=1e-5, rtol=0)
+    assert found[0].size == (side // 2, side)
+    [squashed] = predictor.predict([wide], [MaskProposals(masks, np.ones(3, np.float32))], tokens)
+    assert not torch.allclose(found[0].class_probs, squashed.class_probs, atol=1e-3)
+
+
 def test_no_proposals_leave_the_picture_void(predictor: FISAPredictor) -> None:
     none = MaskProposals(np.zeros((0, 4, 4), np.float32), np.zeros(0, np.float32))
     result = predictor.segment(picture(), ["cat"], proposals=none)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
+from fisa_model.config import Resize
 from fisa_model.mask_generators import MaskProposals
 from fisa_model.matcher import Target
 from fisa_model.objective import collate
@@ -19,9 +20,11 @@ from fisa_model.transforms import (
     pad_proposals,
     to_clip_input,
     to_model_proposals,
+    unwarp,
     warp_image,
     warp_logits,
     warp_masks,
+    whole_frame,
 )
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -89,12 +92,39 @@ def test_the_same_random_state_draws_the_same_sample() -> None:
     assert torch.equal(first.proposals, second.proposals)
 
 
-def test_without_scale_or_flip_it_is_the_test_time_squash() -> None:
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+def test_without_scale_or_flip_it_is_the_frame_of_test_time(resize: Resize) -> None:
     mask = rectangle(20, 44, 5, 5, 15, 30)
-    jitter = Jitter(image_size=32, mean=MEAN, std=STD, scale=None, flip=0.0)
+    jitter = Jitter(image_size=32, mean=MEAN, std=STD, scale=None, flip=0.0, resize=resize)
     target = Target(torch.tensor([0]), torch.from_numpy(mask)[None])
     sample = jitter(paint(mask), proposals_of(mask), target, np.random.default_rng(0))
-    assert torch.equal(sample.image, to_clip_input(paint(mask), image_size=32, mean=MEAN, std=STD))
+    image = to_clip_input(paint(mask), image_size=32, mean=MEAN, std=STD, resize=resize)
+    assert torch.equal(sample.image, image)
+    frame = whole_frame((20, 44), 32, resize)
+    proposals = to_model_proposals(proposals_of(mask), image_size=32, frame=frame)
+    torch.testing.assert_close(sample.proposals, proposals, atol=1e-5, rtol=1e-5)
+
+
+def test_a_letterbox_keeps_proportions_and_squash_fills_the_window() -> None:
+    assert whole_frame((30, 60), 32, "letterbox") == Frame(size=32, height=16, width=32)
+    assert whole_frame((60, 30), 32, "letterbox") == Frame(size=32, height=32, width=16)
+    assert whole_frame((1, 1000), 32, "letterbox").height == 1
+    assert whole_frame((30, 60), 32, "squash") == whole_frame((50, 50), 32, "letterbox")
+    assert whole_frame((30, 60), 32, "squash").is_squashed
+
+
+@pytest.mark.parametrize("size", [(24, 60), (60, 24), (40, 40)])
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+def test_values_come_back_to_where_they_were_in_the_image(resize: Resize, size: tuple[int, int]) -> None:
+    """A plane through the image's corners, so that every place has a value of its own."""
+    height, width = size
+    frame = whole_frame(size, 64, resize)
+    rows, columns = torch.arange(height) / height, torch.arange(width) / width
+    plane = (5 * rows[:, None] - 3 * columns[None])[None]
+    back = unwarp(warp_logits(plane, frame, side=64), frame, size)
+    inner = (..., slice(2, -2), slice(2, -2))  # at the border half a cell is level
+    torch.testing.assert_close(back[inner], plane[inner], atol=2e-2, rtol=0)
+    assert (back - plane).abs().max() < 0.2
 
 
 def test_masks_that_shrink_are_antialiased_as_at_test_time() -> None:

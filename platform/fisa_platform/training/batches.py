@@ -30,7 +30,7 @@ class BatchConfig:
     """Forward passes that one worker splits its part of a step into, to save memory."""
 
     jitter_scale: tuple[float, float] | None = (0.1, 2.0)
-    """Large-scale jitter: range of the longer side over the model's size; none squashes the whole image."""
+    """Large-scale jitter: range of the longer side over the model's size; none takes the whole image."""
 
     flip: float = 0.5
     """Probability of a mirror image."""

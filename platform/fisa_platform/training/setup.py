@@ -114,6 +114,7 @@ def build_examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> 
         scale=config.batches.jitter_scale,
         flip=config.batches.flip,
         keep_empty=config.batches.keep_empty,
+        resize=model.resize,
     )
     return TrainingExamples(
         TableRows(images, ["image_id", "image", "panoptic", "segments_info"]),
