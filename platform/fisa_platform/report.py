@@ -17,7 +17,7 @@ from fisa_model.vocabulary import Vocabulary
 from fisa_platform.evaluation.summary import SUBSETS
 from fisa_platform.rendering import class_colour
 
-METRICS = ("PQ", "SQ", "RQ", "mIoU")
+METRICS = ("PQ", "SQ", "RQ", "AP", "mIoU")
 """Columns of the results table."""
 
 HEADLINES = ("all", "seen", "unseen")

@@ -141,11 +141,23 @@ PREDICTIONS = pa.schema(
 )
 """Stages `evaluate` and `label`: the panoptic result."""
 
+INSTANCE = pa.struct(
+    [
+        pa.field("category_id", pa.int32(), nullable=False),
+        # Probability of the class times the mean probability of the mask's pixels, 0 to 1.
+        pa.field("score", pa.float32(), nullable=False),
+        # COCO's compressed run lengths.
+        pa.field("counts", pa.binary(), nullable=False),
+    ]
+)
+"""One of the things that an image is asked for; their masks may overlap."""
+
 BY_RULES = pa.struct(
     [
         pa.field("panoptic", pa.binary(), nullable=False),
         pa.field("segments_info", pa.list_(PREDICTED_SEGMENT), nullable=False),
         pa.field("semantic", pa.binary(), nullable=False),
+        pa.field("instances", pa.list_(INSTANCE)),
     ]
 )
 """What one set of rules makes of an image's class scores, as in EVALUATED."""
@@ -155,6 +167,8 @@ EVALUATED = pa.schema(
         *PREDICTIONS,
         # Class indices, coded as in a panoptic PNG; the number of classes where there was no proposal.
         pa.field("semantic", pa.binary(), nullable=False),
+        # Null where not asked.
+        pa.field("instances", pa.list_(INSTANCE)),
         # The same by each of the config's further rules, in their order.
         pa.field("by_other_rules", pa.list_(BY_RULES), nullable=False),
         pa.field("true_panoptic", pa.binary(), nullable=False),

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from fisa_model.vocabulary import Vocabulary
+from fisa_platform.evaluation.instances import InstanceMetrics
 from fisa_platform.evaluation.mask_accuracy import MaskAccuracy
 from fisa_platform.evaluation.panoptic import PanopticMetrics
 from fisa_platform.evaluation.semantic import SemanticMetrics
@@ -29,8 +30,8 @@ def standard_subsets(vocabulary: Vocabulary, seen: Vocabulary | None = None) -> 
     return subsets
 
 
-METRICS = ("PQ", "SQ", "RQ", "mIoU", "mask_acc")
-"""In the order of tables; `mask_acc` only where it was asked for."""
+METRICS = ("PQ", "SQ", "RQ", "AP", "mIoU", "mask_acc")
+"""In the order of tables; `AP` and `mask_acc` only where they were asked for."""
 
 
 class Metrics:
@@ -39,20 +40,23 @@ class Metrics:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.panoptic = PanopticMetrics(vocabulary)
         self.semantic = SemanticMetrics(vocabulary)
+        self.instances = InstanceMetrics(vocabulary)
         self.masks = MaskAccuracy(vocabulary)
 
     def merge(self, other: "Metrics") -> None:
         """Add the counts of other images."""
         self.panoptic.merge(other.panoptic)
         self.semantic.merge(other.semantic)
+        self.instances.merge(other.instances)
         self.masks.merge(other.masks)
 
     def result(self, subsets: Mapping[str, Collection[int]]) -> dict[str, dict[str, float]]:
-        """METRICS and mIoU_old in percent for each subset that ground truth is in."""
+        """METRICS, AP50 and mIoU_old in percent for each subset that ground truth is in."""
         qualities, overlaps = self.panoptic.result(subsets), self.semantic.result(subsets)
         accuracies = {name: {"mask_acc": value} for name, value in self.masks.result(subsets).items()}
+        parts = (qualities, self.instances.result(subsets), overlaps, accuracies)
         scores = {
-            name: {**qualities.get(name, {}), **overlaps.get(name, {}), **accuracies.get(name, {})}
+            name: {metric: value for part in parts for metric, value in part.get(name, {}).items()}
             for name in subsets
         }
         return {name: values for name, values in scores.items() if values}
@@ -60,6 +64,7 @@ class Metrics:
     def per_class(self) -> list[dict[str, Any]]:
         """Of each class that ground truth or predictions have."""
         ious, accuracies = self.semantic.per_class(), self.masks.per_class()
+        precisions = self.instances.per_class()
         return [
             {
                 "id": quality.category_id,
@@ -67,6 +72,7 @@ class Metrics:
                 "PQ": quality.pq,
                 "SQ": quality.sq,
                 "RQ": quality.rq,
+                "AP": precisions.get(quality.category_id, (None, None))[0],
                 "IoU": ious.get(quality.category_id),
                 "mask_acc": accuracies.get(quality.category_id),
             }

@@ -49,6 +49,9 @@ class EvaluateConfig:
     other_rules: dict[str, PanopticConfig] = field(default_factory=dict)
     """Further rules by name, scored on the same class scores; the predictions are those of `panoptic`."""
 
+    instance_ap: bool = True
+    """Also the average precision of things, as instances with a score each whose masks may overlap."""
+
     mask_accuracy: Literal["segments", "classes"] | None = None
     """Also how many ground-truth masks the classifier names right: one mask a segment, or a class."""
 
@@ -223,15 +226,22 @@ class Evaluator:
 
     def _row(self, row: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
         from fisa_platform.classifier import prediction_row
+        from fisa_platform.evaluation.instances import found_instances
         from fisa_platform.panoptic_png import encode_panoptic
 
         sets_of_rules = [self.config.panoptic, *self.config.other_rules.values()]
-        labels = {
-            objectness: encode_panoptic(prediction.semantic(objectness=objectness))
+        # These depend on nothing else of the rules.
+        by_objectness = {
+            objectness: {
+                "semantic": encode_panoptic(prediction.semantic(objectness=objectness)),
+                "instances": found_instances(prediction, self.vocabulary, objectness)
+                if self.config.instance_ap
+                else None,
+            }
             for objectness in {rules.objectness for rules in sets_of_rules}
         }
         first, *others = (
-            {**prediction_row(prediction, self.vocabulary, rules), "semantic": labels[rules.objectness]}
+            {**prediction_row(prediction, self.vocabulary, rules), **by_objectness[rules.objectness]}
             for rules in sets_of_rules
         )
         return {
@@ -270,15 +280,20 @@ def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Sequence[M
     """Count one image, given as a row of EVALUATED, once for each set of rules."""
     import numpy as np
 
+    from fisa_platform.evaluation.instances import true_instances
     from fisa_platform.evaluation.label_maps import VOID, class_labels
     from fisa_platform.panoptic_png import decode_panoptic
 
     truth = decode_panoptic(row["true_panoptic"])
     true_labels = class_labels(truth, row["true_segments_info"], vocabulary)
+    things = true_instances(truth, row["true_segments_info"], vocabulary)
     for result, counts in zip([row, *row["by_other_rules"]], metrics, strict=True):
         predicted, labels = decode_panoptic(result["panoptic"]), decode_panoptic(result["semantic"])
         counts.panoptic.update(truth, row["true_segments_info"], predicted, result["segments_info"])
         counts.semantic.update(true_labels, np.where(labels == len(vocabulary), VOID, labels))
+        if result["instances"] is not None:
+            size = (row["height"], row["width"])
+            counts.instances.update(row["image_id"], size, things, result["instances"])
     if row["mask_names"] is not None:
         metrics[0].masks.update(np.array(row["mask_classes"], int), np.array(row["mask_names"], int))
 

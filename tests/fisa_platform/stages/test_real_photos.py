@@ -155,6 +155,10 @@ def test_ground_truth_as_prediction_scores_exactly_100(chain: Chain, run: Run) -
     assert set(scores) == {"all", "thing", "stuff"}
     for subset in scores.values():
         assert {subset[metric] for metric in ("PQ", "SQ", "RQ", "mIoU")} == {100.0}
+    assert {name: subset["AP"] for name, subset in scores.items() if "AP" in subset} == {
+        "all": pytest.approx(100),
+        "thing": pytest.approx(100),
+    }
 
 
 @only_coco_panoptic
