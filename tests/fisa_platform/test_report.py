@@ -54,7 +54,7 @@ def segments(categories):
 
 
 def scores(start):
-    values = {"PQ": start, "SQ": start + 30, "RQ": start + 10, "mIoU": start + 20}
+    values = {"PQ": start, "SQ": start + 30, "RQ": start + 10, "AP": start + 15, "mIoU": start + 20}
     return {
         subset: {**values, "PQ": start + 2 * n} for n, subset in enumerate(("all", "seen", "unseen", "thing"))
     }
@@ -151,7 +151,7 @@ def test_a_number_that_is_missing_is_a_dash():
 def test_one_system_has_no_differences_and_empty_parts_are_left_out():
     page = render_report(Report(title="t", summary="s", systems=[System(name="oracle", scores=scores(50))]))
     parsed(page)
-    assert cells(page)["all"] == ["50.0", "80.0", "60.0", "70.0"]
+    assert cells(page)["all"] == ["50.0", "80.0", "60.0", "65.0", "70.0"]
     for heading in ("Loss", "Pictures", "Words", "Provenance"):
         assert f"<h2>{heading}</h2>" not in page
 
