@@ -141,10 +141,15 @@ def _download_weights(uri: str, folder: Path) -> Path:
 
 def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: PanopticConfig) -> dict[str, Any]:
     """The columns of the predictions table that say what was found, from one image's prediction."""
+    import numpy as np
+
     from fisa_model.segmentation import name_segments
+    from fisa_platform.mask_codec import run_lengths
     from fisa_platform.panoptic_png import encode_panoptic
 
     result = name_segments(prediction.panoptic(vocabulary.is_thing, config), vocabulary)
+    masks = [result.ids == segment.id for segment in result.segments]
+    runs = run_lengths(np.stack(masks)) if masks else []
     segments = [
         {
             "id": segment.id,
@@ -153,8 +158,9 @@ def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: Panop
             "bbox": list(segment.bbox),
             "isthing": segment.is_thing,
             "score": segment.score,
+            "counts": run["counts"],
         }
-        for segment in result.segments
+        for segment, run in zip(result.segments, runs, strict=True)
     ]
     height, width = prediction.size
     return {

@@ -1,4 +1,4 @@
-"""COCO panoptic form, written: the JSON that goes with a folder of panoptic PNGs."""
+"""COCO's forms, written: the JSON that goes with a folder of panoptic PNGs, and that of instances."""
 
 import json
 import posixpath
@@ -38,16 +38,40 @@ def write_panoptic_json(
         ValueError: two images would share a PNG.
     """
     ids = _json_ids(image_ids)
+    _write_json(uri, ids, rows, _annotations(ids, rows), categories)
+
+
+def write_instances_json(
+    uri: str,
+    image_ids: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the same segments, stuff too, in the form of COCO's instances, which annotation tools import.
+
+    Args: as for `write_panoptic_json`.
+    """
+    ids = _json_ids(image_ids)
+    _write_json(uri, ids, rows, _instances(ids, rows), categories)
+
+
+def _write_json(
+    uri: str,
+    ids: Sequence[int],
+    rows: Iterable[Mapping[str, Any]],
+    annotations: Iterable[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
     sections: dict[str, Iterable[Mapping[str, Any]]] = {
         "images": (
             {"id": i, "file_name": row["file_name"], "height": row["height"], "width": row["width"]}
             for i, row in zip(ids, rows, strict=True)
         ),
-        "annotations": _annotations(ids, rows),
+        "annotations": annotations,
         "categories": categories,
     }
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "panoptic.json"
+        path = Path(folder) / "coco.json"
         with path.open("w", encoding="utf-8") as file:
             file.writelines(_json_text(sections))
         storage.upload(path, uri)
@@ -84,6 +108,26 @@ def _annotations(ids: Sequence[int], rows: Iterable[Mapping[str, Any]]) -> Itera
             for segment in row["segments_info"]
         ]
         yield {"image_id": image_id, "file_name": name, "segments_info": segments}
+
+
+def _instances(ids: Sequence[int], rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    number = 0
+    for image_id, row in zip(ids, rows, strict=True):
+        for segment in row["segments_info"]:
+            number += 1
+            yield {
+                "id": number,
+                "image_id": image_id,
+                "category_id": segment["category_id"],
+                "segmentation": {
+                    "size": [row["height"], row["width"]],
+                    "counts": segment["counts"].decode("ascii"),
+                },
+                "area": segment["area"],
+                "bbox": segment["bbox"],
+                "iscrowd": 0,
+                "score": round(float(segment["score"]), 6),
+            }
 
 
 def _json_ids(names: Sequence[str]) -> list[int]:

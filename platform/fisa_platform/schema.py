@@ -123,6 +123,8 @@ PREDICTED_SEGMENT = pa.struct(
         pa.field("isthing", pa.bool_(), nullable=False),
         # Probability of the class, 0 to 1.
         pa.field("score", pa.float32(), nullable=False),
+        # Its pixels as COCO's compressed run lengths.
+        pa.field("counts", pa.binary(), nullable=False),
     ]
 )
 """One segment of a prediction."""

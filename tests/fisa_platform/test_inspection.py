@@ -107,7 +107,8 @@ def test_labels_of_a_folder_are_drawn_on_its_pictures(images: Version, tmp_path:
     for row in rows:
         storage.write_bytes(f"{folder}/{row['file_name']}", row["image"])
         row["segments_info"] = [
-            {**s, "bbox": [0, 0, 1, 1], "isthing": True, "score": 1.0} for s in row["segments_info"]
+            {**s, "bbox": [0, 0, 1, 1], "isthing": True, "score": 1.0, "counts": b""}
+            for s in row["segments_info"]
         ]
     write_batch(
         failable_table(PREDICTIONS, rows), output_uri=pending.uri, name="predictions", schema=PREDICTIONS

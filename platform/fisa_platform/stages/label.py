@@ -61,6 +61,9 @@ class LabelConfig:
     limit: int | None = None
     """Label only the first images of the table, in its order; none labels all."""
 
+    instances_json: bool = True
+    """Also write `instances.json`, with a mask for each segment, which CVAT and FiftyOne import."""
+
     overlays: bool = True
     """Draw each result on its image."""
 
@@ -99,7 +102,6 @@ class LabelConfig:
 
 def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageResult:
     """Predict on a pool of actors, write tables and pictures in tasks; go on where a run was killed."""
-    from fisa_platform import storage
     from fisa_platform.classifier import check_weights
     from fisa_platform.resume import check_once, earlier_work
     from fisa_platform.stages import label_output
@@ -131,16 +133,15 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     check_once(source.image_ids, [part["uri"] for part in done])
     written = Written.of([*done, *write_rejected(source.rejected, output_uri)], label_output.TABLE)
     written.check(config.max_rejected_fraction)
-    json_uri = storage.join(output_uri, "panoptic.json")
     files = [file for file in written.files if f"/{label_output.TABLE}/" in file]
-    label_output.write_json(json_uri, files, vocabulary)
+    json_uris = label_output.write_json(output_uri, files, vocabulary, instances=config.instances_json)
     return StageResult(
         rows=written.rows,
         vocabulary=vocabulary.to_json(),
         extra={"rejected": written.rejected},
-        files=[*written.files, json_uri],
+        files=[*written.files, *json_uris],
         folders=[label_output.PNGS, *([label_output.OVERLAYS] if config.overlays else [])],
-        message=f"{written.summary}; COCO panoptic labels: {json_uri}",
+        message=f"{written.summary}; COCO panoptic labels: {json_uris[0]}",
     )
 
 

@@ -13,7 +13,7 @@ import ray.data
 
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
-from fisa_platform.coco_export import png_name, write_panoptic_json
+from fisa_platform.coco_export import png_name, write_instances_json, write_panoptic_json
 from fisa_platform.rendering import class_colour
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import PREDICTIONS
@@ -51,15 +51,22 @@ def take_over(parts: Sequence[dict[str, Any]], output_uri: str, *, overlays: boo
         pass
 
 
-def write_json(uri: str, files: Sequence[str], vocabulary: Vocabulary) -> None:
-    """COCO's panoptic JSON of files of predictions."""
+def write_json(
+    output_uri: str, files: Sequence[str], vocabulary: Vocabulary, *, instances: bool
+) -> list[str]:
+    """COCO's panoptic JSON of files of predictions and, where asked for, that of instances."""
     # panopticapi takes colours from the file, and COCO's own categories have groups.
     categories = [
         {**category, "supercategory": category["name"], "color": list(class_colour(index))}
         for index, category in enumerate(vocabulary.to_json())
     ]
     rows = TableRows(files, [name for name in PREDICTIONS.names if name != "panoptic"])
-    write_panoptic_json(uri, rows.ids, rows, categories)
+    uris = [storage.join(output_uri, "panoptic.json")]
+    write_panoptic_json(uris[0], rows.ids, rows, categories)
+    if instances:
+        uris.append(storage.join(output_uri, "instances.json"))
+        write_instances_json(uris[1], rows.ids, rows, categories)
+    return uris
 
 
 def _write_pictures(rows: Sequence[dict[str, Any]], output_uri: str) -> None:

@@ -1,17 +1,22 @@
 """Labels of a folder and of a table, and of a run that goes on where another was killed."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from labels import assert_same_labels
 from PIL import Image
+from pycocotools.coco import COCO
 from ray.exceptions import RayError
 
 from fisa_platform import storage
 from fisa_platform.garbage import find_garbage
 from fisa_platform.manifest import MANIFEST_NAME, Version
+from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import PREDICTIONS
 from fisa_platform.tables import image_places
@@ -132,7 +137,29 @@ def test_pictures_are_counted_and_kept(run: Run, images: str, tmp_path: Path) ->
     assert list(find_garbage(version.uri)) == []
 
 
-def test_overlays_may_be_left_out(run: Run, images: str, tmp_path: Path) -> None:
-    version = label(run, images, tmp_path, limit=1, overlays=False)
+def test_instances_are_the_panoptic_segments_as_pycocotools_reads_them(
+    run: Run, images: str, tmp_path: Path
+) -> None:
+    version = label(run, images, tmp_path, limit=3)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(version.file("instances.json"))
+    panoptic = storage.read_json(version.file("panoptic.json"))
+    assert list(coco.imgs.values()) == panoptic["images"]
+    assert coco.dataset["categories"] == panoptic["categories"]
+    assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
+    for image in panoptic["annotations"]:
+        png = storage.read_bytes(storage.join(version.folder("panoptic"), image["file_name"]))
+        ids = decode_panoptic(png)
+        of_image = coco.imgToAnns[image["image_id"]]
+        assert image["segments_info"]
+        for segment, instance in zip(image["segments_info"], of_image, strict=True):
+            assert np.array_equal(coco.annToMask(instance), ids == segment["id"])
+            for field in ("category_id", "area", "bbox", "score"):
+                assert instance[field] == segment[field]
+
+
+def test_overlays_and_instances_may_be_left_out(run: Run, images: str, tmp_path: Path) -> None:
+    version = label(run, images, tmp_path, limit=1, overlays=False, instances_json=False)
+    assert not [uri for uri in version.files() if uri.endswith("instances.json")]
     assert [Path(name).suffix for name in pictures_of(version)] == [".png"]
     assert [folder.path.rpartition("/")[2] for folder in version.manifest.folders] == ["panoptic"]
