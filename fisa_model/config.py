@@ -4,8 +4,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LOCAL_DIR = "local-dir:"
-Resize = Literal["squash", "letterbox"]
 TOY_CLIP = "toy"
+
+Resize = Literal["squash", "letterbox"]
+"""See `FISAConfig.resize`."""
+
+AdapterUse = Literal["both", "attention", "output", "nowhere"]
+"""What takes adapted masks: as `AdapterConfig.where`, or nothing, to compare."""
 
 
 def check_choices(config: Any) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fisa_model.config import AdapterConfig
+from fisa_model.config import AdapterConfig, AdapterUse
 from fisa_model.open_patches import open_patches
 
 PIXELS_PER_CHUNK = 32 * 1024 * 1024
@@ -15,9 +15,6 @@ PIXELS_PER_CHUNK = 32 * 1024 * 1024
 
 HIDDEN_VALUES_PER_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Hidden values of the adapter held at once: what stays in a CPU's cache, and 1 GB of a GPU."""
-
-AdapterUse = Literal["both", "attention", "output", "nowhere"]
-"""What takes adapted masks: as `AdapterConfig.where`, or nothing, to compare."""
 
 SOFT_FLOOR = -20.0
 """Lowest soft bias: e^-20 is nothing, and no row is closed altogether."""

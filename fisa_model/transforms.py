@@ -70,7 +70,7 @@ class Frame:
     flip: bool = False
 
     @property
-    def is_squashed(self) -> bool:
+    def fills_window(self) -> bool:
         """Whether the image fills the window, so that resizing is all there is to do."""
         return self.height == self.width == self.size and not self.flip
 
@@ -88,7 +88,8 @@ def whole_frame(size: tuple[int, int], image_size: int, resize: Resize, *, flip:
     """The window of S = `image_size` that holds all of an image of (H, W) pixels, see `FISAConfig.resize`."""
     height, width = image_size, image_size
     if resize == "letterbox":
-        height, width = (max(1, round(pixels * image_size / max(size))) for pixels in size)
+        # Of a single row of pixels no cell of the proposals would have its centre inside.
+        height, width = (max(2, round(pixels * image_size / max(size))) for pixels in size)
     return Frame(size=image_size, height=height, width=width, flip=flip)
 
 
@@ -128,7 +129,7 @@ def to_model_proposals(
     """
     side = -(-image_size // PROPOSAL_STRIDE)
     logits = in_form(to_tensor(proposals.mask_logits), form)
-    if frame is not None and not frame.is_squashed:
+    if frame is not None and not frame.fills_window:
         return warp_logits(logits, frame, side=side)
     if len(proposals) == 0:
         return logits.new_zeros(0, side, side)
@@ -277,13 +278,15 @@ def unwarp(values: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
 
     The frame is not mirrored. What lies beside the image in it is not read.
     """
-    if frame.is_squashed:
+    if frame.fills_window:
         return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
     axes = []
+    side = values.shape[-1]
     for cells, pixels in zip(size, (frame.height, frame.width), strict=True):
         covered = pixels / frame.size
         centres = (torch.arange(cells, device=values.device) + 0.5) * (covered / cells)
-        axes.append(centres.clamp(max=covered - 0.5 / values.shape[-1]))
+        inside = math.floor(covered * side + 0.5)  # cells whose centre lies in the image
+        axes.append(centres.clamp(max=(inside - 0.5) / side))
     grid = torch.stack(torch.meshgrid(axes[1], axes[0], indexing="xy"), dim=-1)
     return F.grid_sample(values[None], 2 * grid[None] - 1, padding_mode="border", align_corners=False)[0]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fisa_model.config import EnsembleConfig, FISAConfig, PanopticConfig
+from fisa_model.config import AdapterUse, EnsembleConfig, FISAConfig, PanopticConfig
 from fisa_model.mask_generators import Precision
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ClassifierConfig:
     ensemble: EnsembleConfig | None = None
     """Lets the frozen CLIP have a say beside trained weights, as FC-CLIP does; none leaves it out."""
 
-    adapter_where: Literal["both", "attention", "output", "nowhere"] | None = None
+    adapter_where: AdapterUse | None = None
     """What takes the masks that the weights' adapter changed, to compare; left out, as they were trained."""
 
     precision: Precision | None = None
@@ -122,6 +123,12 @@ def check_weights(config: ClassifierConfig) -> None:
             f"classifier.weights_uri: {config.weights_uri}: not written by a training run; "
             "give what `train` wrote"
         )
+    adapter = json.loads(metadata["fisa_config"]).get("adapter", {})
+    if config.adapter_where is not None and adapter.get("layers") == 0:
+        raise ValueError(
+            f"classifier.adapter_where is {config.adapter_where!r}, but {config.weights_uri} has no adapter "
+            "(it was trained with 0 layers); leave it out"
+        )
 
 
 def _download_weights(uri: str, folder: Path) -> Path:
@@ -141,15 +148,11 @@ def _download_weights(uri: str, folder: Path) -> Path:
 
 def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: PanopticConfig) -> dict[str, Any]:
     """The columns of the predictions table that say what was found, from one image's prediction."""
-    import numpy as np
-
     from fisa_model.segmentation import name_segments
-    from fisa_platform.mask_codec import run_lengths
+    from fisa_platform.mask_codec import run_length
     from fisa_platform.panoptic_png import encode_panoptic
 
     result = name_segments(prediction.panoptic(vocabulary.is_thing, config), vocabulary)
-    masks = [result.ids == segment.id for segment in result.segments]
-    runs = run_lengths(np.stack(masks)) if masks else []
     segments = [
         {
             "id": segment.id,
@@ -158,9 +161,9 @@ def prediction_row(prediction: Prediction, vocabulary: Vocabulary, config: Panop
             "bbox": list(segment.bbox),
             "isthing": segment.is_thing,
             "score": segment.score,
-            "counts": run["counts"],
+            "counts": run_length(result.ids == segment.id)["counts"],
         }
-        for segment, run in zip(result.segments, runs, strict=True)
+        for segment in result.segments
     ]
     height, width = prediction.size
     return {

@@ -155,6 +155,11 @@ def run_lengths(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
     return runs
 
 
+def run_length(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """The same of one mask [h, w]; masks of a large image are better made and encoded one by one."""
+    return run_lengths(mask[None])[0]
+
+
 def _binary_logits(masks: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.where(masks.view(np.bool_), np.float32(LOGIT), np.float32(-LOGIT))
 

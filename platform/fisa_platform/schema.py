@@ -146,13 +146,14 @@ PREDICTIONS = pa.schema(
 INSTANCE = pa.struct(
     [
         pa.field("category_id", pa.int32(), nullable=False),
-        # Probability of the class times the mean probability of the mask's pixels, 0 to 1.
+        # Probability of the class times the mean probability of the mask's pixels and, where the rules ask
+        # for it, the generator's confidence; 0 to 1.
         pa.field("score", pa.float32(), nullable=False),
         # COCO's compressed run lengths.
         pa.field("counts", pa.binary(), nullable=False),
     ]
 )
-"""One of the things that an image is asked for; their masks may overlap."""
+"""A thing that was found; the masks of several may overlap."""
 
 BY_RULES = pa.struct(
     [

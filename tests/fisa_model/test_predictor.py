@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fisa_model.config import EnsembleConfig, FISAConfig, PanopticConfig
+from fisa_model.config import AdapterUse, EnsembleConfig, FISAConfig, PanopticConfig
 from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators import MaskProposals
@@ -173,7 +173,7 @@ def test_an_unknown_form_of_proposals_is_refused(model: FISA, config: FISAConfig
 )
 def test_where_adapted_masks_go(
     predictor: FISAPredictor,
-    where: Literal["both", "attention", "output", "nowhere"],
+    where: AdapterUse,
     steers: Any,
     goes_out: Any,
 ) -> None:
@@ -203,8 +203,10 @@ def test_a_letterboxed_picture_is_seen_as_on_a_gray_square(
     letterbox.model.load_state_dict(predictor.model.state_dict())
     found = []
     for model, image, logits in ((letterbox, wide, masks), (predictor, square, around)):
+        last = model.model.adapter.convolutions[-1]
         with torch.no_grad():
-            model.model.adapter.convolutions[-1].bias.fill_(3.0)
+            last.weight.copy_(torch.randn(last.weight.shape, generator=torch.Generator().manual_seed(3)))
+            last.bias.fill_(3.0)
         tokens = model.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
         found += model.predict([image], [MaskProposals(logits, np.ones(3, np.float32))], tokens)
     torch.testing.assert_close(found[0].class_probs, found[1].class_probs, atol=1e-5, rtol=0)

@@ -108,9 +108,9 @@ def test_without_scale_or_flip_it_is_the_frame_of_test_time(resize: Resize) -> N
 def test_a_letterbox_keeps_proportions_and_squash_fills_the_window() -> None:
     assert whole_frame((30, 60), 32, "letterbox") == Frame(size=32, height=16, width=32)
     assert whole_frame((60, 30), 32, "letterbox") == Frame(size=32, height=32, width=16)
-    assert whole_frame((1, 1000), 32, "letterbox").height == 1
+    assert whole_frame((1, 1000), 32, "letterbox").height == 2
     assert whole_frame((30, 60), 32, "squash") == whole_frame((50, 50), 32, "letterbox")
-    assert whole_frame((30, 60), 32, "squash").is_squashed
+    assert whole_frame((30, 60), 32, "squash").fills_window
 
 
 @pytest.mark.parametrize("size", [(24, 60), (60, 24), (40, 40)])
@@ -125,6 +125,14 @@ def test_values_come_back_to_where_they_were_in_the_image(resize: Resize, size: 
     inner = (..., slice(2, -2), slice(2, -2))  # at the border half a cell is level
     torch.testing.assert_close(back[inner], plane[inner], atol=2e-2, rtol=0)
     assert (back - plane).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("size", [(853, 1280), (1280, 853), (850, 1280), (856, 1280), (1, 900)])
+def test_what_lies_beside_the_image_is_not_read(size: tuple[int, int]) -> None:
+    frame = whole_frame(size, 896, "letterbox")
+    beside = warp_logits(torch.zeros(1, 8, 8), frame, side=224)
+    assert (beside == OUTSIDE).any()
+    assert not unwarp(beside, frame, (size[0] // 4 + 1, size[1] // 4 + 1)).any()
 
 
 def test_masks_that_shrink_are_antialiased_as_at_test_time() -> None:

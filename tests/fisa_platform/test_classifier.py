@@ -12,7 +12,7 @@ from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import build_fisa
 from fisa_model.mask_generators import Precision
 from fisa_model.weights import save_fisa
-from fisa_platform.classifier import ClassifierConfig, load_predictor
+from fisa_platform.classifier import ClassifierConfig, check_weights, load_predictor
 
 DEFAULT = default_dtype(torch.device(default_device()))
 
@@ -52,5 +52,7 @@ def test_weights_may_be_tried_without_their_adapter(tmp_path: Path) -> None:
     save_fisa(path, build_fisa(bare)[0], bare, {"templates": "vild"})
     with pytest.raises(ValueError, match="these weights were trained without an adapter"):
         load_predictor(ClassifierConfig(weights_uri=str(path), adapter_where="nowhere"))
+    with pytest.raises(ValueError, match="has no adapter \\(it was trained with 0 layers\\); leave it out"):
+        check_weights(ClassifierConfig(weights_uri=str(path), adapter_where="nowhere"))
     with pytest.raises(ValueError, match="adapter_where is 'nowhere', but a frozen CLIP has no adapter"):
         ClassifierConfig(frozen=fisa_toy(), adapter_where="nowhere")

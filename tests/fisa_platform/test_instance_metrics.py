@@ -39,13 +39,14 @@ def draw(seed: int) -> Picture:
             y, x = (max(0, place + int(rng.integers(-2, 3))) for place in (top, left))
             mask[y : y + height, x : x + width] = True
             (run,) = run_lengths(mask[None])
-            said = category_id if category_id != 9 and rng.random() < 0.8 else 4
+            said = category_id if category_id != 9 and rng.random() < 0.8 else int(rng.choice([4, 11]))
             found.append({"category_id": said, "score": float(rng.random()), "counts": run["counts"]})
     there = [segment for segment in segments if (ids == segment["id"]).any()]
     return f"picture {seed}", true_instances(ids, there, VOCABULARY), found
 
 
 PICTURES = [draw(seed) for seed in range(12)]
+PICTURES += [("nothing found", PICTURES[0][1], []), ("nothing there", [], draw(100)[2])]
 
 
 def metrics_of(pictures: list[Picture]) -> InstanceMetrics:
@@ -88,7 +89,7 @@ def pycocotools_precision(things: list[int]) -> np.ndarray:
 def test_averages_are_pycocotools() -> None:
     precision = pycocotools_precision([3, 4, 11])
     found = metrics_of(PICTURES).per_class()
-    assert set(found) == {3, 4}  # no emu anywhere
+    assert set(found) == {3, 4}  # emus are found, and none is there
     for category_id, place in ((3, 0), (4, 1)):
         ap, ap50 = found[category_id]
         assert ap == pytest.approx(100 * precision[:, :, place].mean(), rel=1e-12)
@@ -126,7 +127,9 @@ def test_ground_truth_as_prediction_scores_100() -> None:
         )
         for image_id, truth, _ in PICTURES
     ]
-    for ap, ap50 in metrics_of(pictures).per_class().values():
+    scores = metrics_of(pictures).per_class()
+    assert set(scores) == {3, 4}
+    for ap, ap50 in scores.values():
         assert ap == pytest.approx(100)
         assert ap50 == pytest.approx(100)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fisa_model.prediction import Objectness, Prediction
 from fisa_model.vocabulary import Vocabulary
-from fisa_platform.mask_codec import run_lengths
+from fisa_platform.mask_codec import run_length
 
 _ALL_AREAS, _MOST_DETECTIONS = 0, -1
 
@@ -21,13 +21,14 @@ def true_instances(
 ) -> list[dict[str, Any]]:
     """The things of an id map [H, W] as ground truth of `InstanceMetrics`."""
     is_thing = {category.id: category.is_thing for category in vocabulary.categories}
-    things = [segment for segment in segments if is_thing[segment["category_id"]]]
-    if not things:
-        return []
-    runs = run_lengths(np.stack([ids == segment["id"] for segment in things]))
     return [
-        {"category_id": segment["category_id"], "iscrowd": int(segment["iscrowd"]), "segmentation": run}
-        for segment, run in zip(things, runs, strict=True)
+        {
+            "category_id": segment["category_id"],
+            "iscrowd": int(segment["iscrowd"]),
+            "segmentation": run_length(ids == segment["id"]),
+        }
+        for segment in segments
+        if is_thing[segment["category_id"]]
     ]
 
 
@@ -35,15 +36,13 @@ def found_instances(
     prediction: Prediction, vocabulary: Vocabulary, objectness: Objectness
 ) -> list[dict[str, Any]]:
     """The things that a prediction holds, 100 at most, in the form of `schema.INSTANCE`."""
-    found = prediction.instance(vocabulary.is_thing, objectness=objectness)
-    runs = run_lengths(np.stack([instance.mask for instance in found])) if found else []
     return [
         {
             "category_id": vocabulary.ids[instance.class_index],
             "score": instance.score,
-            "counts": run["counts"],
+            "counts": run_length(instance.mask)["counts"],
         }
-        for instance, run in zip(found, runs, strict=True)
+        for instance in prediction.instance(vocabulary.is_thing, objectness=objectness)
     ]
 
 
@@ -65,7 +64,7 @@ class InstanceMetrics:
         """Match one image.
 
         Args:
-            image_id: another one for every image.
+            image_id: a different one for every image.
             size: (H, W).
             truth: category_id, iscrowd and segmentation (compressed run lengths) of each thing.
             found: category_id, score and counts (the run lengths) of each instance.
@@ -122,5 +121,5 @@ class InstanceMetrics:
 
 
 def _number(image_id: str) -> int:
-    """COCO's images have numbers for ids."""
-    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest()) >> 2
+    """COCO's images have numbers for ids, which must be the same in every worker."""
+    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=7).digest())

@@ -31,7 +31,7 @@ def standard_subsets(vocabulary: Vocabulary, seen: Vocabulary | None = None) -> 
 
 
 METRICS = ("PQ", "SQ", "RQ", "AP", "mIoU", "mask_acc")
-"""In the order of tables; `AP` and `mask_acc` only where they were asked for."""
+"""In the order of tables; `AP` is that of things, `mask_acc` only where it was asked for."""
 
 
 class Metrics:

@@ -65,7 +65,7 @@ class ModelInfo(BaseModel):
 
     classifier: dict[str, Any]
     clip_digest: str = Field(description="SHA-256 over the weights of the CLIP.")
-    image_size: int = Field(description="Side in pixels of the square that pictures are squashed to.")
+    image_size: int = Field(description="Side in pixels of the square that the model sees.")
     templates: list[str]
     generator: str
     device: str

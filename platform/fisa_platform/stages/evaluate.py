@@ -50,7 +50,8 @@ class EvaluateConfig:
     """Further rules by name, scored on the same class scores; the predictions are those of `panoptic`."""
 
     instance_ap: bool = True
-    """Also the average precision of things, as instances with a score each whose masks may overlap."""
+    """Also the average precision of things, as instances with a score each whose masks may overlap. Truth is
+    the things of the panoptic ground truth, which do not, and not COCO's own file of instances."""
 
     mask_accuracy: Literal["segments", "classes"] | None = None
     """Also how many ground-truth masks the classifier names right: one mask a segment, or a class."""
@@ -230,7 +231,7 @@ class Evaluator:
         from fisa_platform.panoptic_png import encode_panoptic
 
         sets_of_rules = [self.config.panoptic, *self.config.other_rules.values()]
-        # These depend on nothing else of the rules.
+        # Semantic labels and instances depend on objectness alone.
         by_objectness = {
             objectness: {
                 "semantic": encode_panoptic(prediction.semantic(objectness=objectness)),
@@ -286,12 +287,13 @@ def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Sequence[M
 
     truth = decode_panoptic(row["true_panoptic"])
     true_labels = class_labels(truth, row["true_segments_info"], vocabulary)
-    things = true_instances(truth, row["true_segments_info"], vocabulary)
+    asked = row["instances"] is not None
+    things = true_instances(truth, row["true_segments_info"], vocabulary) if asked else []
     for result, counts in zip([row, *row["by_other_rules"]], metrics, strict=True):
         predicted, labels = decode_panoptic(result["panoptic"]), decode_panoptic(result["semantic"])
         counts.panoptic.update(truth, row["true_segments_info"], predicted, result["segments_info"])
         counts.semantic.update(true_labels, np.where(labels == len(vocabulary), VOID, labels))
-        if result["instances"] is not None:
+        if asked:
             size = (row["height"], row["width"])
             counts.instances.update(row["image_id"], size, things, result["instances"])
     if row["mask_names"] is not None:

@@ -140,6 +140,7 @@ def test_the_oracle_loses_only_what_the_regions_lose(chain: Chain) -> None:
 def test_other_rules_are_scored_on_the_same_class_scores(chain: Chain) -> None:
     scores, others = (chain.oracle.manifest.extra[name] for name in ("scores", "scores_by_other_rules"))
     assert others["same"] == scores
+    assert ("AP" in scores["all"]) == ("thing" in scores)
     strict = others["nothing is sure"]
     assert {values["PQ"] for values in strict.values()} == {0}
     # Labels do not depend on thresholds, and Felzenszwalb's regions are all as sure.
@@ -174,10 +175,12 @@ def test_a_frozen_clip_names_real_photos(chain: Chain, run: Run) -> None:
         classifier=TOY_BASELINE,
         seen_uri=seen_uri,
         mask_accuracy="segments",
+        instance_ap=False,
     )
     scores = frozen.manifest.extra["scores"]
     assert set(scores) == {"all", "seen", "thing", "stuff"}
     assert scores["seen"] == scores["all"]
+    assert not any("AP" in subset for subset in scores.values())
     assert all(0 <= value <= 100 for subset in scores.values() for value in subset.values())
     assert scores["all"]["mask_acc"] == pytest.approx(accuracy_on_true_masks(chain))
     predictions = TableRows(frozen.files("predictions/"), PREDICTIONS.names)

@@ -204,10 +204,14 @@ def test_more_classes_than_the_vocabulary_has_are_refused(
 
 
 def test_options_of_batches_reach_the_objective_and_the_jitter(tables: dict[str, str]) -> None:
-    config = make_job(tables, classes_per_batch=7, batches={"size": 4, "keep_empty": True}).config
+    model = {**MODEL, "resize": "letterbox"}
+    batches = {"size": 4, "keep_empty": True}
+    config = make_job(tables, classes_per_batch=7, batches=batches, model=model).config
     objective = new_state(config).objective
     assert objective.classes_per_batch == 7
-    assert build_examples(config, VOCABULARY, objective.model).jitter.keep_empty
+    jitter = build_examples(config, VOCABULARY, objective.model).jitter
+    assert jitter.keep_empty
+    assert jitter.resize == "letterbox"
 
 
 def test_norm_layers_and_embeddings_of_a_generator_that_learns_are_not_decayed(
