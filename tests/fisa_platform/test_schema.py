@@ -52,7 +52,15 @@ ROWS = {
             "width": 4,
             "panoptic": BYTES,
             "segments_info": [
-                {"id": 1, "category_id": 3, "area": 12, "bbox": [0, 0, 4, 3], "isthing": False, "score": 0.25}
+                {
+                    "id": 1,
+                    "category_id": 3,
+                    "area": 12,
+                    "bbox": [0, 0, 4, 3],
+                    "isthing": False,
+                    "score": 0.25,
+                    "counts": BYTES,
+                }
             ],
         }
     ],
