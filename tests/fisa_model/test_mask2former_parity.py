@@ -166,8 +166,7 @@ def test_both_generators_propose_the_same_from_an_image(
     torch.save({"model": network.state_dict(), "iteration": 3}, tmp_path / "model_final.pth")
     convert_checkpoint(source, tmp_path / "converted")
     image = np.random.default_rng(0).integers(0, 256, (110, 170, 3), dtype=np.uint8)
-    ours: Any = load_mask_generator("mask2former", weights=str(tmp_path / "converted"))
-    ours.shortest, ours.longest = 96, 150
+    ours = load_mask_generator("mask2former", weights=str(tmp_path / "converted"), size=(96, 150))
     expected = ours(image)
     from_pickle = load_mask_generator("detectron2", weights=str(folder))(image)
     source.unlink()
@@ -176,6 +175,8 @@ def test_both_generators_propose_the_same_from_an_image(
     for found in (from_pickle, from_torch):
         np.testing.assert_allclose(found.mask_logits, expected.mask_logits, atol=1e-4)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    other: Any = load_mask_generator("detectron2", weights=str(folder), size=(64, 100))
+    assert (other.shortest, other.longest) == (64, 100)
 
 
 def test_a_checkpoint_of_another_network_is_refused(checkout: Path, tmp_path: Path) -> None:
