@@ -27,6 +27,7 @@ class DistributionAdapter(nn.Module):
         super().__init__()
         self.hidden = config.hidden
         self.where: AdapterUse = config.where
+        """May be changed at test time, to compare."""
         widths = [1, *[config.hidden] * (config.layers - 1), 1] if config.layers else [1]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], kernel_size=3, padding=1) for i in range(config.layers)
@@ -47,19 +48,6 @@ class DistributionAdapter(nn.Module):
         chunk = max(1, HIDDEN_VALUES_PER_CHUNK.get(masks.device.type, 1 << 28) // hidden)
         adapted = torch.cat([part + self._change(part) for part in torch.split(masks, chunk)])
         return adapted.view_as(mask_logits)
-
-    def use_for(self, where: AdapterUse) -> None:
-        """Lets another part of the model take the adapted masks than in training, or `nowhere` any.
-
-        Raises:
-            ValueError: there is no adapter.
-        """
-        if not self.convolutions:
-            raise ValueError(
-                f"adapter_where is {where!r}, but these weights were trained without an adapter (its layers "
-                "are 0); leave it out"
-            )
-        self.where = where
 
     def _change(self, masks: Tensor) -> Tensor:
         *hidden, last = self.convolutions

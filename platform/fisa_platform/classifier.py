@@ -94,7 +94,7 @@ def load_predictor(
             path, generator=generator, dtype=dtype, ensemble=config.ensemble, text_cache_path=cache
         )
     if config.adapter_where is not None:
-        predictor.model.adapter.use_for(config.adapter_where)
+        predictor.model.adapter.where = config.adapter_where
     return predictor
 
 

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fisa_platform import storage
 
@@ -16,8 +16,9 @@ def png_name(file_name: str) -> str:
     return posixpath.splitext(file_name)[0] + ".png"
 
 
-def write_panoptic_json(
+def write_coco_json(
     uri: str,
+    form: Literal["panoptic", "instances"],
     image_ids: Sequence[str],
     rows: Sequence[Mapping[str, Any]],
     categories: Sequence[Mapping[str, Any]],
@@ -30,6 +31,8 @@ def write_panoptic_json(
 
     Args:
         uri: of the JSON.
+        form: `panoptic`, whose masks are PNGs beside it, or `instances`, which has a mask in it for each
+            segment, stuff too.
         image_ids: of the rows, in their order.
         rows: of the predictions table, less `panoptic`; read twice.
         categories: COCO's list of the classes that the rows' category ids belong to.
@@ -38,36 +41,12 @@ def write_panoptic_json(
         ValueError: two images would share a PNG.
     """
     ids = _json_ids(image_ids)
-    _write_json(uri, ids, rows, _annotations(ids, rows), categories)
-
-
-def write_instances_json(
-    uri: str,
-    image_ids: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
-    categories: Sequence[Mapping[str, Any]],
-) -> None:
-    """Write the same segments, stuff too, in the form of COCO's instances, which annotation tools import.
-
-    Args: as for `write_panoptic_json`.
-    """
-    ids = _json_ids(image_ids)
-    _write_json(uri, ids, rows, _instances(ids, rows), categories)
-
-
-def _write_json(
-    uri: str,
-    ids: Sequence[int],
-    rows: Iterable[Mapping[str, Any]],
-    annotations: Iterable[Mapping[str, Any]],
-    categories: Sequence[Mapping[str, Any]],
-) -> None:
     sections: dict[str, Iterable[Mapping[str, Any]]] = {
         "images": (
             {"id": i, "file_name": row["file_name"], "height": row["height"], "width": row["width"]}
             for i, row in zip(ids, rows, strict=True)
         ),
-        "annotations": annotations,
+        "annotations": _panoptic(ids, rows) if form == "panoptic" else _instances(ids, rows),
         "categories": categories,
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +67,7 @@ def _json_text(sections: Mapping[str, Iterable[Mapping[str, Any]]]) -> Iterator[
     yield "\n}\n"
 
 
-def _annotations(ids: Sequence[int], rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _panoptic(ids: Sequence[int], rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     written: set[str] = set()
     for image_id, row in zip(ids, rows, strict=True):
         name = png_name(row["file_name"])

@@ -4,7 +4,7 @@ import pytest
 
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_platform import storage
-from fisa_platform.coco_export import png_name, write_panoptic_json
+from fisa_platform.coco_export import png_name, write_coco_json
 from fisa_platform.sources.coco import read_coco_panoptic
 
 VOCABULARY = Vocabulary((Category(3, "cat"), Category(7, "grass", is_thing=False)))
@@ -12,7 +12,7 @@ VOCABULARY = Vocabulary((Category(3, "cat"), Category(7, "grass", is_thing=False
 
 def export(folder, rows):
     names = [row["image_id"] for row in rows]
-    write_panoptic_json(f"{folder}/panoptic.json", names, rows, VOCABULARY.to_json())
+    write_coco_json(f"{folder}/panoptic.json", "panoptic", names, rows, VOCABULARY.to_json())
 
 
 def prediction(image_id, file_name):

@@ -4,7 +4,7 @@ import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +13,7 @@ import ray.data
 
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
-from fisa_platform.coco_export import png_name, write_instances_json, write_panoptic_json
+from fisa_platform.coco_export import png_name, write_coco_json
 from fisa_platform.rendering import class_colour
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import PREDICTIONS
@@ -61,11 +61,10 @@ def write_json(
         for index, category in enumerate(vocabulary.to_json())
     ]
     rows = TableRows(files, [name for name in PREDICTIONS.names if name != "panoptic"])
-    uris = [storage.join(output_uri, "panoptic.json")]
-    write_panoptic_json(uris[0], rows.ids, rows, categories)
-    if instances:
-        uris.append(storage.join(output_uri, "instances.json"))
-        write_instances_json(uris[1], rows.ids, rows, categories)
+    forms: list[Literal["panoptic", "instances"]] = ["panoptic", "instances"] if instances else ["panoptic"]
+    uris = [storage.join(output_uri, f"{form}.json") for form in forms]
+    for uri, form in zip(uris, forms, strict=True):
+        write_coco_json(uri, form, rows.ids, rows, categories)
     return uris
 
 
