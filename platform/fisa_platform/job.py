@@ -67,6 +67,10 @@ class Stage:
     versioned: bool = field(default=True, kw_only=True)
     """Writes a version at `config.output_uri`, and is skipped when that is there."""
 
+    revision: int = field(default=1, kw_only=True)
+    """Raised where the same config and inputs give other data than before, a changed default among them:
+    versions that are there are then made anew. A release that changes no data makes nothing anew."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
@@ -149,15 +153,29 @@ def to_json(config: Any) -> dict[str, Any]:
     return plain
 
 
-def what_data_depends_on(plain: Any) -> Any:
-    """Plain JSON values without locations, for which digests of the inputs stand, and without tolerances.
+def what_data_depends_on(value: Any) -> Any:
+    """A config as plain JSON values, without what changes no data or is known otherwise.
 
-    So a job that lost too many images goes on with what it did once `max_rejected_fraction` is raised.
+    Digests of the inputs stand for locations. A tolerance is left out, so that a job that lost too many
+    images goes on with what it did once `max_rejected_fraction` is raised. A field at its default is left
+    out, so that one that a later release adds makes nothing anew (`Stage.revision` is for other changes).
     """
-    if isinstance(plain, dict):
+    if dataclasses.is_dataclass(value):
         return {
-            key: what_data_depends_on(value)
-            for key, value in plain.items()
-            if not key.endswith(("_uri", "_uris")) and key != "max_rejected_fraction"
+            member.name: what_data_depends_on(getattr(value, member.name))
+            for member in dataclasses.fields(value)
+            if not member.name.endswith(("_uri", "_uris", "max_rejected_fraction"))
+            and getattr(value, member.name) != _default_of(member)
         }
-    return [what_data_depends_on(item) for item in plain] if isinstance(plain, list) else plain
+    if isinstance(value, Mapping):
+        return {key: what_data_depends_on(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [what_data_depends_on(item) for item in value]
+    return value
+
+
+def _default_of(member: dataclasses.Field[Any]) -> Any:
+    """What the field is where a spec does not name it; MISSING, which equals no value, where it must."""
+    if member.default_factory is not dataclasses.MISSING:
+        return member.default_factory()
+    return member.default

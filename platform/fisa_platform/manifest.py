@@ -178,10 +178,12 @@ class PendingVersion:
         return storage.join(self.version_uri, self.run_id)
 
 
-def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
-    """The name of the version that this stage makes from this config and these inputs."""
+def fingerprint_of(
+    stage: str, config: Mapping[str, Any], inputs: Mapping[str, Input], *, revision: int = 1
+) -> str:
+    """The name of the version that this revision of a stage makes from this config and these inputs."""
     digests = {name: value.digest for name, value in inputs.items()}
-    facts = {"stage": stage, "config": config, "code": fisa_platform.__version__, "inputs": digests}
+    facts = {"stage": stage, "revision": revision, "config": config, "inputs": digests}
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -148,7 +148,8 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
 
 
 def _fingerprint(job: Job, inputs: Mapping[str, Input]) -> str:
-    return manifest.fingerprint_of(job.stage_name, what_data_depends_on(to_json(job.config)), inputs)
+    config = what_data_depends_on(job.config)
+    return manifest.fingerprint_of(job.stage_name, config, inputs, revision=job.stage.revision)
 
 
 def _read_input(uri: str, made: Mapping[str, Version]) -> Input:
