@@ -23,12 +23,14 @@ from pycocotools import mask as coco_mask
 
 from fisa_model import FISAPredictor
 from fisa_model.config import PanopticConfig, fisa_toy
+from fisa_model.mask_generators.felzenszwalb import FelzenszwalbGenerator
 from fisa_model.segmentation import NamedSegment, Segmentation
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext
 from fisa_platform.panoptic_png import decode_panoptic
+from fisa_platform.rendering import encode_picture
 from fisa_platform.serving.api import build_api
 from fisa_platform.serving.limits import Batching, Limits
 from fisa_platform.serving.schemas import ModelInfo
@@ -218,8 +220,8 @@ def test_pictures_that_share_a_batch_get_their_own_words() -> None:
     names = vocabulary("seen")
     few = dataclasses.replace(names, categories=names.categories[-6:])
     panoptic = PanopticConfig(object_threshold=0.0)
-    questions = [Question(image, words, panoptic) for image, words in
-                 [(scenes[0], names), (scenes[1], few), (small, names)]]  # fmt: skip
+    questions = [Question(image, digest, words, panoptic) for image, digest, words in
+                 [(scenes[0], "a", names), (scenes[1], "b", few), (small, "c", names)]]  # fmt: skip
     for together, question in zip(segmenter(questions), questions, strict=True):
         (alone,) = segmenter([question])
         assert [s.name for s in together.segments] == [s.name for s in alone.segments]
@@ -231,9 +233,72 @@ def test_pictures_that_share_a_batch_get_their_own_words() -> None:
 def test_a_picture_of_one_pixel_is_answered() -> None:
     segmenter = Segmenter(FISAPredictor.baseline(fisa_toy()), MODEL)
     question = Question(
-        np.zeros((1, 1, 3), np.uint8), vocabulary("seen"), PanopticConfig(object_threshold=0.0)
+        np.zeros((1, 1, 3), np.uint8), "a", vocabulary("seen"), PanopticConfig(object_threshold=0.0)
     )
     assert segmenter([question])[0].ids.shape == (1, 1)
+
+
+class CountingGenerator(FelzenszwalbGenerator):
+    """Says how many pictures it was given."""
+
+    pictures = 0
+
+    def batch(self, images: Any) -> Any:
+        self.pictures += len(images)
+        return super().batch(images)
+
+
+def question_of(number: int, words: Vocabulary) -> Question:
+    """About scene `number`."""
+    scene = draw_scene(3, number, "seen").image
+    return Question(scene, f"scene {number}", words, PanopticConfig(object_threshold=0.0))
+
+
+def test_other_words_about_a_picture_take_no_new_pass_over_it() -> None:
+    generator = CountingGenerator()
+    predictor = FISAPredictor.baseline(fisa_toy(), generator=generator)
+    names = vocabulary("seen")
+    few = dataclasses.replace(names, categories=names.categories[-6:])
+    keeping, forgetful = Segmenter(predictor, MODEL, kept_bytes=10**9), Segmenter(predictor, MODEL)
+
+    keeping([question_of(0, names), question_of(1, names)])
+    assert generator.pictures == 2
+    questions = [question_of(1, few), question_of(0, few), question_of(2, few), question_of(2, names)]
+    again = keeping(questions)
+    assert generator.pictures == 3
+    fresh = [answer for question in questions for answer in forgetful([question])]
+    assert generator.pictures == 7
+    for one, other in zip(again, fresh, strict=True):
+        assert [s.name for s in one.segments] == [s.name for s in other.segments]
+        assert np.array_equal(one.ids, other.ids)
+    assert {s.name for answer in again[:3] for s in answer.segments} <= set(few.names)
+
+
+def test_of_more_pictures_than_there_is_room_for_the_last_ones_are_kept() -> None:
+    generator = CountingGenerator()
+    predictor = FISAPredictor.baseline(fisa_toy(), generator=generator)
+    words = vocabulary("seen")
+    one = Segmenter(predictor, MODEL, kept_bytes=10**9)
+    one([question_of(0, words)])
+    room = int(2.5 * one.kept.currsize)
+    assert one.kept.currsize > 1_000_000
+
+    segmenter = Segmenter(predictor, MODEL, kept_bytes=room)
+    segmenter([question_of(number, words) for number in range(4)])
+    assert 0 < segmenter.kept.currsize <= room
+    generator.pictures = 0
+    segmenter([question_of(3, words)])
+    assert generator.pictures == 0
+    segmenter([question_of(0, words)])
+    assert generator.pictures == 1
+
+
+def test_what_is_kept_of_a_picture_holds_no_memory_of_its_batch() -> None:
+    segmenter = Segmenter(FISAPredictor.baseline(fisa_toy()), MODEL, kept_bytes=10**9)
+    segmenter([question_of(number, vocabulary("seen")) for number in range(3)])
+    for picture in segmenter.kept.values():
+        parts = [*picture.features.keys, *picture.features.values, *picture.proposals.mask_logits]
+        assert all(part.untyped_storage().nbytes() == part.nbytes for part in parts)
 
 
 def test_without_a_token_the_stage_says_what_to_do() -> None:
@@ -248,6 +313,8 @@ def test_limits_that_limit_nothing_are_refused() -> None:
         Limits(max_queued_requests=-1)
     with pytest.raises(ValueError, match="allowed_image_prefixes must be"):
         Limits(allowed_image_prefixes=("pictures",))
+    with pytest.raises(ValueError, match="kept_bytes must be 0 or more"):
+        ServeConfig(classifier=TOY, kept_bytes=-1)
     with pytest.raises(ValueError, match="port must be 1 to 65535"):
         ServeConfig(classifier=TOY, port=0)
 
@@ -278,8 +345,9 @@ def test_the_stage_serves_until_it_is_told_to_stop(
             responses["segments"] = ask(buffer.getvalue())
             responses["no picture"] = ask(b"GIF87a, but cut")
             responses["too large"] = ask(bytes(3_000_000))
+            scenes = [Image.fromarray(draw_scene(4, number, "seen").image) for number in range(16)]
             with concurrent.futures.ThreadPoolExecutor(16) as pool:
-                crowd.update(r.status_code for r in pool.map(ask, [buffer.getvalue()] * 16))
+                crowd.update(r.status_code for r in pool.map(ask, map(encode_picture, scenes)))
         os.kill(os.getpid(), signal.SIGTERM)
 
     with socket.socket() as probe:

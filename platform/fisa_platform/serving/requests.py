@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import dataclasses
+import hashlib
 import io
 from typing import Any
 
@@ -42,8 +43,9 @@ async def read_question(request: Request, limits: Limits, defaults: PanopticConf
         panoptic = dataclasses.replace(defaults, object_threshold=fields.object_threshold)
     if fields.image_uri is not None:
         data = await asyncio.to_thread(read_image_uri, fields.image_uri, limits)
+    data = data or b""
     image = await asyncio.to_thread(read_pixels, data, limits)
-    return Question(image, vocabulary, panoptic)
+    return Question(image, hashlib.sha256(data).hexdigest(), vocabulary, panoptic)
 
 
 def read_vocabulary(fields: SegmentFields, limits: Limits) -> Vocabulary:
@@ -89,7 +91,7 @@ def read_image_uri(uri: str, limits: Limits) -> bytes:
     return data
 
 
-def read_pixels(data: bytes | None, limits: Limits) -> NDArray[np.uint8]:
+def read_pixels(data: bytes, limits: Limits) -> NDArray[np.uint8]:
     """RGB pixels [H, W, 3] of an encoded picture; its size is looked at before it is decoded."""
     if not data:
         raise HTTPException(422, "no picture was given; send its file as 'image'")

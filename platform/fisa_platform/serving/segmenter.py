@@ -1,15 +1,19 @@
 """The model behind the service: several pictures, each with its own words, in one pass."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from fisa_model.config import PanopticConfig
 from fisa_model.device import default_device
 from fisa_model.mask_generators import GeneratorName, load_mask_generator, propose_masks
-from fisa_model.predictor import FISAPredictor
+from fisa_model.predictor import FISAPredictor, PreparedProposals
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.visual_encoder import ImageFeatures
 from fisa_model.vocabulary import Vocabulary
@@ -25,32 +29,61 @@ class Question:
     image: NDArray[np.uint8]
     """[H, W, 3], RGB."""
 
+    digest: str
+    """SHA-256 of the picture's file, by which a picture that comes again is known."""
+
     vocabulary: Vocabulary
     panoptic: PanopticConfig
 
 
-class Segmenter:
-    """Answers questions in batches: the image trunk, nearly all of the work, runs once for all pictures."""
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """All of one picture that does not depend on words: nearly all of the work."""
 
-    def __init__(self, predictor: FISAPredictor, info: ModelInfo) -> None:
+    features: ImageFeatures
+    proposals: PreparedProposals
+
+
+class Segmenter:
+    """Answers questions in batches: generator and image trunk run once for all pictures that are new."""
+
+    def __init__(self, predictor: FISAPredictor, info: ModelInfo, *, kept_bytes: int = 0) -> None:
+        """`kept_bytes` is the room for pictures that are kept, those asked about last, for further words."""
         self.predictor = predictor
         self.info = info
+        self.kept: LRUCache[str, EncodedPicture] = LRUCache(kept_bytes, getsizeof=_tensor_bytes)
 
     def __call__(self, questions: Sequence[Question]) -> list[Segmentation]:
-        images = [question.image for question in questions]
-        proposals = propose_masks(self.predictor.generator, images)
-        features = self.predictor.encode_images(images)
-        answers = []
-        for row, (question, masks) in enumerate(zip(questions, proposals, strict=True)):
-            height, width, _ = question.image.shape
-            (prediction,) = self.predictor.classify(
-                _image_row(features, row),
-                self.predictor.prepare([masks], [(height, width)]),
-                self.predictor.encode_vocabulary(question.vocabulary),
-            )
-            result = prediction.panoptic(question.vocabulary.is_thing, question.panoptic)
-            answers.append(name_segments(result, question.vocabulary))
-        return answers
+        pictures = self._encode(questions)
+        return [self._answer(question, pictures[question.digest]) for question in questions]
+
+    def _encode(self, questions: Sequence[Question]) -> dict[str, EncodedPicture]:
+        """The pictures of the questions by their digests."""
+        digests = {question.digest for question in questions}
+        pictures = {digest: kept for digest in digests if (kept := self.kept.get(digest)) is not None}
+        images = {
+            question.digest: question.image for question in questions if question.digest not in pictures
+        }
+        if not images:
+            return pictures
+        proposals = propose_masks(self.predictor.generator, list(images.values()))
+        features = self.predictor.encode_images(list(images.values()))
+        for row, ((digest, image), masks) in enumerate(zip(images.items(), proposals, strict=True)):
+            height, width, _ = image.shape
+            prepared = self.predictor.prepare([masks], [(height, width)])
+            pictures[digest] = EncodedPicture(_image_row(features, row), prepared)
+            self._keep(digest, pictures[digest])
+        return pictures
+
+    def _keep(self, digest: str, picture: EncodedPicture) -> None:
+        if _tensor_bytes(picture) <= self.kept.maxsize:
+            self.kept[digest] = _copy(picture)
+
+    def _answer(self, question: Question, picture: EncodedPicture) -> Segmentation:
+        words = self.predictor.encode_vocabulary(question.vocabulary)
+        (prediction,) = self.predictor.classify(picture.features, picture.proposals, words)
+        result = prediction.panoptic(question.vocabulary.is_thing, question.panoptic)
+        return name_segments(result, question.vocabulary)
 
 
 def load_segmenter(
@@ -58,6 +91,8 @@ def load_segmenter(
     generator: GeneratorName,
     generator_weights: str | None = None,
     generator_size: tuple[int, int] | None = None,
+    *,
+    kept_bytes: int = 0,
 ) -> Segmenter:
     """Loads generator and classifier on this worker's device."""
     device = default_device()
@@ -72,7 +107,7 @@ def load_segmenter(
         generator=generator,
         device=device,
     )
-    return Segmenter(predictor, info)
+    return Segmenter(predictor, info, kept_bytes=kept_bytes)
 
 
 def _image_row(features: ImageFeatures, row: int) -> ImageFeatures:
@@ -81,3 +116,25 @@ def _image_row(features: ImageFeatures, row: int) -> ImageFeatures:
     return ImageFeatures(
         features.cls_token[here], [keys[here] for keys in features.keys], [v[here] for v in features.values]
     )
+
+
+def _copy(picture: EncodedPicture) -> EncodedPicture:
+    """The picture in memory of its own, where a row of a batch would hold that of the whole batch."""
+    features, proposals = picture.features, picture.proposals
+    return EncodedPicture(
+        ImageFeatures(
+            features.cls_token.clone(),
+            [keys.clone() for keys in features.keys],
+            [values.clone() for values in features.values],
+        ),
+        dataclasses.replace(proposals, mask_logits=[masks.clone() for masks in proposals.mask_logits]),
+    )
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Memory of all tensors that a value is made of."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if dataclasses.is_dataclass(value):
+        return sum(_tensor_bytes(getattr(value, member.name)) for member in dataclasses.fields(value))
+    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
