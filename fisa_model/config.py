@@ -1,6 +1,7 @@
 """What a FISA model is made of: small frozen configs, and the presets that name whole models."""
 
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LOCAL_DIR = "local-dir:"
@@ -16,8 +17,11 @@ AdapterUse = Literal["both", "attention", "output", "nowhere"]
 def check_choices(config: Any) -> None:
     """Raises ValueError where a field of a dataclass is none of the words that its type lists."""
     for name, hint in get_type_hints(type(config)).items():
-        value, accepted = getattr(config, name), get_args(hint)
-        if get_origin(hint) is Literal and value not in accepted:
+        value = getattr(config, name)
+        kinds = (hint,) if get_origin(hint) is Literal else get_args(hint)
+        accepted = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        optional = value is None and NoneType in kinds
+        if accepted and value not in accepted and not optional:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 

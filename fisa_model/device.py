@@ -28,6 +28,8 @@ def check_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(default_device() if device is None else device)
         torch.empty(0, device=found)
+        if found.type == "meta":
+            raise TypeError("the meta device has no data")
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         raise ValueError(
             f"device {str(device)!r} is not one of this machine's; give 'cpu', 'cuda', 'cuda:<index>' or "

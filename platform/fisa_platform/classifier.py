@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fisa_model.config import AdapterUse, EnsembleConfig, FISAConfig, PanopticConfig
+from fisa_model.config import AdapterUse, EnsembleConfig, FISAConfig, PanopticConfig, check_choices
 from fisa_model.mask_generators import Precision
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class ClassifierConfig:
     """Arithmetic; none is bf16 on a GPU that has it, fp32 elsewhere. A CPU with AMX is fast in bf16, too."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.frozen is not None and self.ensemble is not None:
             raise ValueError(
                 "ensemble is given, but frozen names a CLIP alone; give weights_uri, or leave it out"

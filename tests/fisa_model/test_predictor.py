@@ -327,6 +327,7 @@ def test_device_and_dtype_are_chosen(predictor: FISAPredictor) -> None:
     ("wrong", "message"),
     [
         ({"device": "gpu"}, "device 'gpu' is not one of this machine's; give 'cpu', 'cuda'"),
+        ({"device": "meta"}, "device 'meta' is not one of this machine's"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not one of this machine's"),
         ({"dtype": "bf16"}, "dtype must be one of torch.float32, torch.bfloat16, .* got 'bf16'"),
         ({"dtype": torch.int32}, "got torch.int32"),

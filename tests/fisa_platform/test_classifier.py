@@ -27,6 +27,18 @@ def test_arithmetic_is_the_jobs_choice_or_else_the_devices(
     assert predictor.dtype is dtype
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"precision": "fp16"}, "precision must be one of 'fp32', 'bf16', got 'fp16'"),
+        ({"templates": "vlid"}, "templates must be one of 'vild', 'photo', 'literal', got 'vlid'"),
+    ],
+)
+def test_a_misspelt_choice_is_named(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassifierConfig(frozen=fisa_toy(), **setting)
+
+
 @pytest.mark.parametrize("caches_words", [True, False])
 def test_words_of_jobs_are_kept_for_the_next_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caches_words: Any

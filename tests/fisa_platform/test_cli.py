@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,10 +192,12 @@ def test_schema_is_written(tmp_path: Path) -> None:
     assert "pipeline" not in schema["$defs"]["step"]["properties"]["stage"]["enum"]
 
 
-def python_platform(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `python platform` as a shell would, with nothing on the path."""
+def python_platform(
+    *arguments: str, folder: Path, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run `python platform` as a shell would, with nothing on the path; `options` are Python's own."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, str(REPOSITORY / "platform"), *arguments]
+    command = [sys.executable, *options, str(REPOSITORY / "platform"), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -206,6 +209,13 @@ def test_python_platform_is_the_same_command(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     assert python_platform("check", "x.yaml", folder=tmp_path).stderr == result.stderr
     assert python_platform("--help", folder=tmp_path).returncode == 0
+
+
+def test_a_python_without_the_dependencies_says_what_to_do(tmp_path: Path) -> None:
+    result = python_platform("x.yaml", folder=tmp_path, options=["-S"])
+    assert result.returncode == 1
+    assert "is not installed for" in result.stderr and "`uv run`" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_reading_a_spec_imports_neither_ray_nor_torch() -> None:
