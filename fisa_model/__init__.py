@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fisa_model.mask_generators import MaskProposals
     from fisa_model.objective import FISAObjective
     from fisa_model.predictor import FISAPredictor
+    from fisa_model.training_facts import TrainingFacts
     from fisa_model.vocabulary import Vocabulary
     from fisa_model.weights import save_fisa
 
@@ -21,6 +22,7 @@ __all__ = [
     "FISAObjective",
     "FISAPredictor",
     "MaskProposals",
+    "TrainingFacts",
     "Vocabulary",
     "build_fisa",
     "fisa_vit_l14_336",
@@ -33,6 +35,7 @@ _HOME = {
     "FISAObjective": "objective",
     "FISAPredictor": "predictor",
     "MaskProposals": "mask_generators",
+    "TrainingFacts": "training_facts",
     "Vocabulary": "vocabulary",
     "build_fisa": "fisa",
     "fisa_vit_l14_336": "config",

@@ -10,6 +10,9 @@ TOY_CLIP = "toy"
 Resize = Literal["squash", "letterbox"]
 """See `FISAConfig.resize`."""
 
+Trained = Literal["simo", "seve_only", "full", "lora", "none"]
+"""See `FISAConfig.trained`."""
+
 AdapterUse = Literal["both", "attention", "output", "nowhere"]
 """What takes adapted masks: as `AdapterConfig.where`, or nothing, to compare."""
 
@@ -130,7 +133,7 @@ class FISAConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """How proposals are changed before they steer attention."""
 
-    trained: Literal["simo", "seve_only", "full", "lora", "none"] = "simo"
+    trained: Trained = "simo"
     """What learns beside SEVE and the adapter: CLIP's query projections (`simo`), nothing (`seve_only`), its
     whole image tower (`full`), or LoRA on its attention (`lora`). With `none` nothing learns at all."""
 

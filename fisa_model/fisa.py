@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fisa_model.clip_weights import UNKNOWN_CLIP, CLIPFacts, LoadedCLIP, load_clip, read_architecture
 from fisa_model.config import FISAConfig, Resize
 from fisa_model.image_tower import ImageTower
 from fisa_model.lora import add_lora
@@ -21,7 +22,6 @@ from fisa_model.simo import count_trainable, freeze
 from fisa_model.text_cache import TextCache
 from fisa_model.text_encoder import ClassTokens, TextEncoder
 from fisa_model.visual_encoder import ImageFeatures, MaskTokenEncoder
-from fisa_model.weights import UNKNOWN_CLIP, CLIPFacts, LoadedCLIP, load_clip, read_architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +121,20 @@ class FISA(nn.Module):
     ) -> Tensor:
         """Class logits of the frozen CLIP, without anything that was trained, for masks adapted `frozen`.
 
-        Raises:
-            ValueError: the path of image tokens or the language encoder was trained, so that `features` or
-                `class_tokens` are no longer CLIP's.
+        Raises as `check_frozen`.
         """
         self._check(features, masks, class_tokens)
+        self.check_frozen()
+        embeddings = self.visual_encoder.embed_masks(features, masks.bias, frozen=True)
+        return class_logits(embeddings, class_tokens, self.clip.logit_scale)
+
+    def check_frozen(self) -> None:
+        """Makes sure that the frozen CLIP is still in the model.
+
+        Raises:
+            ValueError: the path of image tokens or the language encoder was trained, so that features or
+                class tokens are no longer CLIP's.
+        """
         if self.text_tower is not None:
             raise ValueError(
                 "the language encoder of this model was trained, so the frozen CLIP is not in it; use an "
@@ -136,8 +145,6 @@ class FISA(nn.Module):
                 "the image path of this model was trained, so the frozen CLIP is not in it; use an ensemble "
                 "with weights of trained 'simo' or 'seve_only' and query_projection 'mask_only'"
             )
-        embeddings = self.visual_encoder.embed_masks(features, masks.bias, frozen=True)
-        return class_logits(embeddings, class_tokens, self.clip.logit_scale)
 
     def _check(self, features: ImageFeatures, masks: AdaptedMasks, class_tokens: ClassTokens) -> None:
         if len(masks.mask_logits) != len(features.cls_token):

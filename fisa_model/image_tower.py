@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaBlock
 from torch import Tensor, nn
 
 Activation = Callable[[Tensor], Tensor]
@@ -71,6 +71,8 @@ def _read_open_clip(visual: Any) -> ImageTower:
             f"this CLIP pools image tokens by {visual.pool_type!r}, but mask tokens copy a class token that "
             "was trained to be the output; choose a CLIP that pools by 'tok'"
         )
+    if len(set(visual.grid_size)) > 1:
+        raise ValueError(f"this CLIP looks at {visual.grid_size} patches, which is no square; {ADVICE}")
     block = visual.transformer.resblocks[0]
     activation = _activation(block.mlp)
     return ImageTower(weights, blocks, block.attn.num_heads, activation, visual.ln_pre.eps)
@@ -83,7 +85,14 @@ def _read_timm(visual: Any) -> ImageTower:
         raise ValueError(f"this CLIP's image tower is timm's {type(trunk).__name__}, no EVA; {ADVICE}")
     if trunk.rope is not None or trunk.global_pool != "token":
         raise ValueError(f"this CLIP's timm trunk rotates positions or pools patches; {ADVICE}")
+    # A block that normalises after its attention has weights of the same names.
+    if other := next((block for block in trunk.blocks if type(block) is not EvaBlock), None):
+        raise ValueError(f"this CLIP's timm trunk has blocks of {type(other).__name__}; {ADVICE}")
     own = {name.removeprefix("trunk."): p for name, p in visual.named_parameters()}
+    odd = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed"}
+    odd |= {f"{module}.{kind}" for module in ("norm", "head") for kind in ("weight", "bias")}
+    if missing := sorted(odd - own.keys()):
+        raise ValueError(f"this CLIP's timm trunk is not a plain EVA01 (lacks {missing[0]}); {ADVICE}")
     weights = {
         "conv1.weight": own["patch_embed.proj.weight"],
         "conv1.bias": own["patch_embed.proj.bias"],
@@ -94,8 +103,6 @@ def _read_timm(visual: Any) -> ImageTower:
         "proj": _frozen(own["head.weight"].T),
         "proj_bias": own["head.bias"],
     }
-    odd = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed"}
-    odd |= {f"{module}.{kind}" for module in ("norm", "head") for kind in ("weight", "bias")}
     renamed = {_rename_timm(name): p for name, p in own.items() if name not in odd}
     for layer in range(len(trunk.blocks)):
         prefix = f"transformer.resblocks.{layer}."

@@ -68,6 +68,8 @@ class FISAObjective(nn.Module):
         mean_over_ranks: Callable[[float], float] = float,
     ) -> None:
         super().__init__()
+        if classes_per_batch is not None and classes_per_batch < 1:
+            raise ValueError(f"classes_per_batch must be at least 1 or None, got {classes_per_batch}")
         self.model = model
         self.generator = generator
         self.matcher = matcher

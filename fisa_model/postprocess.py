@@ -66,6 +66,7 @@ def panoptic(
         object_threshold: proposals with no better score than this are dropped.
         overlap_threshold: so is a proposal that keeps less than this share of its own pixels.
     """
+    _check_things(is_thing, class_probs)
     size = size or _size_of(mask_logits)
     best, classes = _weighted(class_probs, scores).max(dim=-1)
     kept = (best > object_threshold).nonzero()[:, 0]
@@ -193,12 +194,13 @@ def instance(
     top_k: int = 100,
 ) -> list[Instance]:
     """Of the `top_k` best (proposal, class) pairs those that are things, scored by class and mask."""
+    _check_things(is_thing, class_probs)
     size = size or _size_of(mask_logits)
     weighted = _weighted(class_probs, scores)
     flat = weighted.flatten()
     values, places = flat.topk(min(top_k, len(flat)))
     proposals, classes = places // class_probs.shape[1], places % class_probs.shape[1]
-    thing = torch.tensor(is_thing, device=classes.device)[classes]
+    thing = torch.tensor(is_thing, dtype=torch.bool, device=classes.device)[classes]
     values, proposals, classes = values[thing], proposals[thing], classes[thing]
     used, which = torch.unique(proposals, return_inverse=True)
     masks, sureness = _binarise(mask_logits[used], size)
@@ -230,6 +232,14 @@ def _weighted(class_probs: Tensor, scores: Tensor | None) -> Tensor:
     if not torch.isfinite(class_probs).all():
         raise ValueError("class probabilities are NaN or infinite; check the weights and the proposals")
     return class_probs if scores is None else class_probs * scores[:, None]
+
+
+def _check_things(is_thing: Sequence[bool], class_probs: Tensor) -> None:
+    if len(is_thing) != class_probs.shape[1]:
+        raise ValueError(
+            f"is_thing must say of each of the {class_probs.shape[1]} classes whether it is a thing, "
+            f"got {len(is_thing)} values"
+        )
 
 
 def _size_of(mask_logits: Tensor) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Apart from the predictor, so that what only has predictions need not load CLIP's
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,4 +71,6 @@ class Prediction:
         )
 
     def _scores(self, objectness: Objectness) -> Tensor | None:
+        if objectness not in get_args(Objectness):
+            raise ValueError(f"objectness must be 'generator' or 'none', got {objectness!r}")
         return self.scores if objectness == "generator" else None

@@ -20,7 +20,7 @@ from fisa_model.pictures import Picture, read_picture
 from fisa_model.prediction import DEFAULT_PANOPTIC, Prediction
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.text_encoder import ClassTokens, TextEncoder
-from fisa_model.training_facts import DEFAULT_TEMPLATES, TrainingFacts
+from fisa_model.training_facts import DEFAULT_TEMPLATES
 from fisa_model.transforms import (
     Frame,
     check_proposals,
@@ -85,6 +85,8 @@ class FISAPredictor:
         """
         if ensemble is not None and trained_on is None:
             raise ValueError("an ensemble needs the vocabulary of training, and these weights do not say it")
+        if ensemble is not None:
+            model.check_frozen()
         if not callable(generator):
             raise ValueError(
                 f"a generator is a function from an RGB array [H, W, 3] to MaskProposals, got {generator!r}; "
@@ -116,13 +118,14 @@ class FISAPredictor:
         """Loads trained weights, with the CLIP, the templates and the generator that belong to them.
 
         `device` None is the GPU where there is one. `text_cache_path` is a folder for vocabularies that come
-        again: it keeps every one that is encoded.
+        again: it keeps every one that is encoded, but for a language encoder that was trained.
         """
         device = check_device(device)
         saved = read_fisa(path)
-        facts = TrainingFacts.of(saved)
+        facts = saved.facts
         model, text_encoder = build_fisa(saved.config, text_cache_path=text_cache_path)
         saved.load_into(model)
+        text_encoder.learns = False  # here, where nothing will train it, what it encodes may be kept
         return cls(
             model.to(device),
             text_encoder,
@@ -186,8 +189,8 @@ class FISAPredictor:
         panoptic: PanopticConfig = DEFAULT_PANOPTIC,
     ) -> list[Segmentation]:
         """Labels pictures of any sizes with one vocabulary, in one pass of the model."""
-        if isinstance(images, str | Path):
-            raise ValueError(f"images is a list of pictures, got {str(images)!r}; use `segment` for one")
+        if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str):
+            raise ValueError(f"images is a list of pictures, got {images!r}; use `segment` for one")
         vocabulary = classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
         arrays = [read_picture(image) for image in images]
         if proposals is None:
@@ -216,7 +219,7 @@ class FISAPredictor:
         class_tokens: ClassTokens,
     ) -> list[Prediction]:
         """RGB images [H, W, 3] of any sizes and their proposals -> one prediction an image."""
-        if not images:
+        if len(images) == 0:
             return []
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         prepared = self.prepare(proposals, sizes)
@@ -226,7 +229,7 @@ class FISAPredictor:
     def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> ImageFeatures:
         """The costly half of `predict`: features that serve any vocabulary."""
         clip = self.model.clip
-        if not images:
+        if len(images) == 0:
             raise ValueError("there are no images to encode; give at least one")
         side, resize = self.model.image_size, self.model.resize
         batch = [
@@ -304,10 +307,15 @@ class FISAPredictor:
         probs = output.class_logits.float().softmax(dim=-1)[..., columns]
         if self.ensemble is None:
             return probs
-        if frozen_masks is None or class_tokens.seen is None:
+        if class_tokens.seen is None:
             raise ValueError(
                 "an ensemble needs class tokens that say what was seen in training; encode the vocabulary "
                 "with this predictor's encode_vocabulary"
+            )
+        if frozen_masks is None:
+            raise ValueError(
+                "an ensemble needs proposals that are prepared for the frozen CLIP, too; prepare them with "
+                "this predictor's prepare"
             )
         logits = self.model.classify_frozen(features, frozen_masks, class_tokens)
         return ensemble(probs, logits.softmax(dim=-1)[..., columns], class_tokens.seen, self.ensemble)

@@ -1,9 +1,10 @@
 """SIMO, Strategic Image-Mask Optimization: which few parameters learn, and how fast."""
 
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
 
+from fisa_model.config import Trained
 from fisa_model.lora import LowRank
 
 if TYPE_CHECKING:
@@ -28,10 +29,15 @@ class ParameterGroup(TypedDict):
     weight_decay: float
 
 
-def freeze(model: "FISA", trained: Literal["simo", "seve_only", "full", "lora", "none"]) -> None:
+def freeze(model: "FISA", trained: Trained) -> None:
     """Lets exactly the named part learn; see `FISAConfig.trained`."""
     model.requires_grad_(requires_grad=False)
-    parts = _parts(model)
+    for parameter in learning_parameters(model, trained):
+        parameter.requires_grad = True
+
+
+def learning_parameters(model: "FISA", trained: Trained) -> list[nn.Parameter]:
+    """What learns where `trained` is trained, whether it requires gradients at the moment or not."""
     learning = {
         "simo": ("seve", "adapter", "query_projections"),
         "seve_only": ("seve", "adapter"),
@@ -40,9 +46,8 @@ def freeze(model: "FISA", trained: Literal["simo", "seve_only", "full", "lora", 
         "none": (),
     }
     # A model is handed its text tower only where that learns.
-    for part in (*learning[trained], "text_tower"):
-        for parameter in parts[part]:
-            parameter.requires_grad = True
+    parts = _parts(model)
+    return [parameter for part in (*learning[trained], "text_tower") for parameter in parts[part]]
 
 
 def trainable_parameters(model: "FISA") -> list[nn.Parameter]:

@@ -100,6 +100,11 @@ class TextEncoder:
         A name's row is the mean over its templates, as in FC-CLIP; a class is scored by its best name, and
         read by SEVE as the mean of its names. `void` adds one more row to the classifier, as class index K.
         """
+        if isinstance(templates, str) or not templates:
+            raise ValueError(
+                f"prompt templates must be sentences with {{}} for the class name, got {templates!r}; "
+                "get_templates('vild') has some"
+            )
         if bad := [template for template in templates if _fields_of(template) != [""]]:
             raise ValueError(f"prompt template {bad[0]!r} must have one {{}} for the class name")
         owners = [k for k, category in enumerate(vocabulary.categories) for _ in category.prompt_names]
@@ -116,24 +121,28 @@ class TextEncoder:
         """-> [R, D] unit rows, each the mean over the templates."""
         if self.learns:
             return self._encode(names, templates)
-        if len(self._rows) > KEPT_NAMES:
-            self._rows.clear()
-        if any((name, templates) not in self._rows for name in names):
-            self._fill_rows(list(dict.fromkeys(names)), templates)
-        return torch.stack([self._rows[name, templates] for name in names])
+        kept = self._rows  # another thread may put a new one in its place
+        known = {name: row for name in names if (row := kept.get((name, templates))) is not None}
+        if any(name not in known for name in names):
+            known = self._look_up(list(dict.fromkeys(names)), templates, known)
+            if len(kept) > KEPT_NAMES:
+                self._rows = kept = {}
+            kept.update({(name, templates): row for name, row in known.items()})
+        return torch.stack([known[name] for name in names])
 
-    def _fill_rows(self, names: list[str], templates: tuple[str, ...]) -> None:
+    def _look_up(
+        self, names: list[str], templates: tuple[str, ...], known: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The rows of all names, from the cache or else encoded, but for those that are known."""
         cached = None if self.cache is None else self.cache.read(names, templates)
         if cached is not None:
-            rows = cached.to(self.clip.logit_scale.device)
-            self._rows.update({(name, templates): row for name, row in zip(names, rows, strict=True)})
-            return
-        new = [name for name in names if (name, templates) not in self._rows]
+            return dict(zip(names, cached.to(self.clip.logit_scale.device), strict=True))
+        new = [name for name in names if name not in known]
         with torch.no_grad():
-            encoded = self._encode(new, templates)
-        self._rows.update({(name, templates): row for name, row in zip(new, encoded, strict=True)})
+            rows = {**known, **dict(zip(new, self._encode(new, templates), strict=True))}
         if self.cache is not None:
-            self.cache.write(names, templates, torch.stack([self._rows[name, templates] for name in names]))
+            self.cache.write(names, templates, torch.stack([rows[name] for name in names]))
+        return rows
 
     def _encode(self, names: Sequence[str], templates: tuple[str, ...]) -> Tensor:
         """-> [R, D], without looking at what is kept."""

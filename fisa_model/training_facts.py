@@ -1,12 +1,13 @@
 """What a weights file says of the training that made it, beside its config and its CLIP."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast, get_args
 
 from fisa_model.mask_generators import ProposalForm
-from fisa_model.vocabulary import Vocabulary
-from fisa_model.weights import SavedFISA
+from fisa_model.vocabulary import Vocabulary, get_templates
 
 TEMPLATES_KEY, VOCABULARY_KEY, PROPOSALS_KEY = "templates", "vocabulary", "proposals"
 DEFAULT_TEMPLATES = "vild"
@@ -23,8 +24,11 @@ class TrainingFacts:
     proposal_form: ProposalForm | None = None
     """Form of the proposals; None where they came straight from a network, or the file does not say."""
 
+    def __post_init__(self) -> None:
+        get_templates(self.templates)
+
     def to_metadata(self) -> dict[str, str]:
-        """As `save_fisa` takes it."""
+        """As texts for the header of a safetensors file."""
         metadata = {TEMPLATES_KEY: self.templates}
         if self.vocabulary is not None:
             metadata[VOCABULARY_KEY] = json.dumps(self.vocabulary.to_json(), ensure_ascii=False)
@@ -33,26 +37,28 @@ class TrainingFacts:
         return metadata
 
     @classmethod
-    def of(cls, saved: SavedFISA) -> "TrainingFacts":
-        """Raises ValueError where what the file says cannot be read."""
+    def read(cls, metadata: Mapping[str, str], path: Path) -> "TrainingFacts":
+        """Reads what `to_metadata` wrote into the file at `path`.
+
+        Raises:
+            ValueError: what the file says is damaged, or of a later version.
+        """
         return cls(
-            templates=saved.metadata.get(TEMPLATES_KEY, DEFAULT_TEMPLATES),
-            vocabulary=_vocabulary_of(saved),
-            proposal_form=_form_of(saved),
+            templates=metadata.get(TEMPLATES_KEY, DEFAULT_TEMPLATES),
+            vocabulary=_read_vocabulary(metadata.get(VOCABULARY_KEY), path),
+            proposal_form=_read_form(metadata.get(PROPOSALS_KEY), path),
         )
 
 
-def _vocabulary_of(saved: SavedFISA) -> Vocabulary | None:
-    text = saved.metadata.get(VOCABULARY_KEY)
+def _read_vocabulary(text: str | None, path: Path) -> Vocabulary | None:
     try:
         return None if text is None else Vocabulary.from_json(json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{saved.path}: its vocabulary is damaged ({error}); copy it again") from error
+        raise ValueError(f"{path}: its vocabulary is damaged ({error}); copy it again") from error
 
 
-def _form_of(saved: SavedFISA) -> ProposalForm | None:
-    form = saved.metadata.get(PROPOSALS_KEY)
+def _read_form(form: str | None, path: Path) -> ProposalForm | None:
     if form is None or form in get_args(ProposalForm):
         return cast(ProposalForm | None, form)
     known = " and ".join(get_args(ProposalForm))
-    raise ValueError(f"{saved.path}: trained on {form!r} proposals, this version knows {known}; update it")
+    raise ValueError(f"{path}: trained on {form!r} proposals, this version knows {known}; update it")

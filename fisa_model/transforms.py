@@ -30,8 +30,8 @@ def check_proposals(proposals: MaskProposals, size: tuple[int, int]) -> None:
     """Refuse proposals that are damaged, or not of an image of (H, W) pixels.
 
     Raises:
-        ValueError: they are no MaskProposals, a value is NaN or infinite, or masks have no pixels or not the
-            image's proportions.
+        ValueError: they are no MaskProposals, a value is NaN or infinite, a score is no probability, or masks
+            have no pixels or not the image's proportions.
     """
     if not isinstance(proposals, MaskProposals):
         raise ValueError(
@@ -41,6 +41,11 @@ def check_proposals(proposals: MaskProposals, size: tuple[int, int]) -> None:
     for name in ("mask_logits", "scores"):
         if not np.isfinite(getattr(proposals, name)).all():
             raise ValueError(f"{name} of the proposals are NaN or infinite; run the mask generator again")
+    if ((proposals.scores < 0) | (proposals.scores > 1)).any():
+        raise ValueError(
+            f"scores of the proposals must be 0 to 1, got {proposals.scores.min():g} to "
+            f"{proposals.scores.max():g}; give probabilities, or ones where there are none"
+        )
     if not len(proposals):
         return
     shape = proposals.mask_logits.shape
@@ -237,7 +242,8 @@ class Jitter:
         if self.scale is None:
             return whole_frame((height, width), size, self.resize, flip=flip)
         ratio = rng.uniform(*self.scale) * size / max(height, width)
-        height, width = max(1, round(height * ratio)), max(1, round(width * ratio))
+        # Below two pixels no cell of a mask has its centre in the frame, as in `whole_frame`.
+        height, width = max(2, round(height * ratio)), max(2, round(width * ratio))
         offset = rng.random()
         return Frame(
             size=size,

@@ -49,6 +49,9 @@ class Category:
     """What prompts say in place of `name` and `synonyms`: "wall" where a dataset has "wall-other-merged"."""
 
     def __post_init__(self) -> None:
+        for words in (self.synonyms, self.prompted_as):
+            if isinstance(words, str):
+                raise ValueError(f"category {self.id}: synonyms must be a tuple of names, got {words!r}")
         names = (self.name, *self.synonyms, *self.prompted_as)
         if odd := [name for name in names if not isinstance(name, str)]:
             raise ValueError(f"category {self.id}: a name must be text, got {odd[0]!r}; write it in quotes")
@@ -123,9 +126,12 @@ class Vocabulary:
         return Vocabulary(tuple(replace(c, prompted_as=listed[c.id].prompt_names) for c in self.categories))
 
     def shares_name_with(self, other: "Vocabulary") -> tuple[bool, ...]:
-        """For each class, whether one of its prompt names is one of the other's, letter for letter."""
-        known = {name for category in other.categories for name in category.prompt_names}
-        return tuple(not known.isdisjoint(category.prompt_names) for category in self.categories)
+        """For each class, whether one of its prompt names is one of the other's; case does not count."""
+        known = {_plain(name) for category in other.categories for name in category.prompt_names}
+        return tuple(
+            not known.isdisjoint(_plain(name) for name in category.prompt_names)
+            for category in self.categories
+        )
 
     @classmethod
     def from_names(cls, names: Sequence[str], *, stuff: Sequence[str] = ()) -> "Vocabulary":
@@ -145,7 +151,10 @@ class Vocabulary:
         words = [tuple(word.strip() for word in name.split(",") if word.strip()) for name in names]
         if empty := [name for name, parts in zip(names, words, strict=True) if not parts]:
             raise ValueError(f"class name {empty[0]!r} is empty; give each class a word")
-        _refuse_duplicates([_plain(parts[0]) for parts in words], "class name")
+        # A word of two classes would split the scores of both.
+        _refuse_duplicates(
+            [word for parts in words for word in {_plain(part) for part in parts}], "class name"
+        )
         return cls(
             tuple(
                 Category(k, parts[0], is_thing=k <= things, synonyms=parts[1:])
@@ -174,7 +183,7 @@ def _category(row: Mapping[str, Any]) -> Category:
     return Category(
         int(row["id"]),
         row["name"],
-        bool(row.get("isthing", 1)),
+        bool(int(row.get("isthing", 1))),
         synonyms=_words(row, "synonyms"),
         prompted_as=_words(row, "prompted_as"),
     )

@@ -1,73 +1,24 @@
-"""Weights on disk: the CLIP that is adapted, and the few tensors that FISA trained on it."""
+"""A weights file: the few tensors that FISA trained, and what is needed to use them."""
 
-import hashlib
 import json
-import logging
-import pickle
-import re
-import textwrap
-import zipfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import open_clip
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fisa_model.config import LOCAL_DIR, TOY_CLIP, AdapterConfig, CLIPConfig, FISAConfig, SEVEConfig
-from fisa_model.text_encoder import TextEncoder, Tokenizer
+from fisa_model.clip_weights import hash_tensors
+from fisa_model.config import AdapterConfig, CLIPConfig, FISAConfig, SEVEConfig
+from fisa_model.fisa import FISA, build_fisa
+from fisa_model.lora import LowRank
+from fisa_model.simo import learning_parameters
+from fisa_model.text_encoder import TextEncoder
+from fisa_model.training_facts import TrainingFacts
 
-if TYPE_CHECKING:
-    from fisa_model.fisa import FISA
-
-logger = logging.getLogger(__name__)
-
-TOY_CLIP_PATH = Path(__file__).parent / "assets" / "toy_clip"
-BPE_NAME = "bpe.txt.gz"
-HUB = "hf-hub:"
 FORMAT = "fisa-1"
-PROBES = ["a photo of a cat", "The quick brown fox jumps over 13 lazy dogs!", "motorbike, traffic light"]
-"""Texts whose tokens tell one tokenizer from another."""
-
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, EOFError),
-    *(pickle.UnpicklingError, SafetensorError),
-)
-"""What open_clip and torch raise for files that are no weights of an architecture, or for a damaged one."""
-
-_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
-_BYTES_PER_CHUNK = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class CLIPFacts:
-    """What a model must remember of its CLIP."""
-
-    digest: str
-    """See `digest_of`."""
-
-    logit_scale: float
-    """Factor on cosines, at most 100."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-UNKNOWN_CLIP = CLIPFacts("", 100.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""Of a CLIP without weights, on which parameters are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedCLIP:
-    model: Any
-    """An open_clip model, frozen."""
-
-    tokenizer: Tokenizer
-    facts: CLIPFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +29,9 @@ class SavedFISA:
     config: FISAConfig
     clip_digest: str
     tensors: dict[str, Tensor]
-    metadata: dict[str, str]
+    facts: TrainingFacts
 
-    def load_into(self, model: "FISA") -> None:
+    def load_into(self, model: FISA) -> None:
         """Puts the trained tensors into a model that was built from `config`."""
         if model.clip.digest != self.clip_digest:
             raise ValueError(
@@ -88,7 +39,7 @@ class SavedFISA:
                 f"{self.config.clip.model!r} as loaded has {model.clip.digest[:12]}; "
                 "load the CLIP that these weights were trained on"
             )
-        parameters = _trained(model)
+        parameters = _trained(model, self.config)
         if odd := sorted(parameters.keys() ^ self.tensors.keys()):
             raise ValueError(
                 f"{self.path}: tensor {odd[0]!r} (of {len(odd)}) is in only one of the file and the model; "
@@ -104,192 +55,48 @@ class SavedFISA:
                 parameter.copy_(self.tensors[name])
 
 
-def load_clip(config: CLIPConfig) -> LoadedCLIP:
-    """Loads a CLIP through open_clip, frozen and in evaluation mode."""
-    name = _open_clip_name(config)
-    _check_source(name, config.weights)
-    if config.weights is None and not config.is_local:
-        logger.warning("CLIP %s has no weights given and starts from random ones", config.model)
-    try:
-        model = _create(name, config.weights)
-    except _UNREADABLE as error:
-        # torch's own message advises to run whatever code the pickle holds.
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = (
-            "it is no file of tensors" if unsafe else textwrap.shorten(str(error), 300, placeholder=" ...")
-        )
-        advice = "give weights of this architecture, as open_clip or OpenAI publish them"
-        if isinstance(error, OSError):
-            advice = "check the network or the path; a file of weights that is on this machine will do, too"
-        raise ValueError(
-            f"CLIP {config.model!r} with weights {config.weights!r} could not be loaded "
-            f"({type(error).__name__}: {reason}); {advice}"
-        ) from (None if unsafe else error)
-    model = model.eval().requires_grad_(requires_grad=False)
-    visual: Any = model.visual
-    tokenizer = _load_tokenizer(name)
-    facts = CLIPFacts(
-        digest=digest_of(model, tokenizer),
-        logit_scale=min(float(model.logit_scale.exp()), 100.0),
-        mean=tuple(visual.image_mean),
-        std=tuple(visual.image_std),
-    )
-    return LoadedCLIP(model, tokenizer, facts)
+def save_fisa(path: Path | str, model: FISA, config: FISAConfig, facts: TrainingFacts | None = None) -> None:
+    """Writes the tensors that `config.trained` names, with the config, the CLIP's digest and the facts.
 
-
-def _create(name: str, weights: str | None) -> Any:
-    own = None if weights is None else _read_openai(Path(weights))
-    if own is None:
-        return open_clip.create_model(name, weights)
-    if not (open_clip.get_model_config(name) or {}).get("quick_gelu", False):
-        raise ValueError(
-            f"weights {weights!r} are OpenAI's and want QuickGELU, which {name!r} lacks; "
-            f"use the model '{name}-quickgelu'"
-        )
-    model = open_clip.create_model(name, load_weights=False)
-    model.load_state_dict(own)
-    return model
-
-
-def _read_openai(path: Path) -> dict[str, Tensor] | None:
-    """Weights of a file as OpenAI publishes them, a TorchScript archive; None for a file of another form.
-
-    open_clip only reads such a file where it may run any code in it (`weights_only=False`).
-    """
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            return None
-    tensors: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-    return {name: tensor for name, tensor in tensors.items() if name not in _OPENAI_SIZES}
-
-
-def read_architecture(config: CLIPConfig) -> Any:
-    """An open_clip model on the meta device: its shapes, without weights."""
-    name = _open_clip_name(config)
-    _check_source(name, config.weights)
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # open_clip warns of missing weights, which nobody wants here
-    try:
-        model = open_clip.create_model(name, load_weights=False, device="meta")
-    except _UNREADABLE as error:
-        raise ValueError(
-            f"CLIP {config.model!r} could not be built ({type(error).__name__}: {error}); choose another, or "
-            "check its open_clip_config.json"
-        ) from error
-    finally:
-        root.setLevel(level)
-    return model.requires_grad_(requires_grad=False)
-
-
-def is_described_here(config: CLIPConfig) -> bool:
-    """Whether `read_architecture` asks no hub; some CLIPs take the shapes of their text tower from one."""
-    if config.model.startswith(HUB):
-        return False
-    described = open_clip.get_model_config(config.model) or {}
-    return "hf_model_name" not in described.get("text_cfg", {})
-
-
-def _open_clip_name(config: CLIPConfig) -> str:
-    return f"{LOCAL_DIR}{TOY_CLIP_PATH}" if config.model == TOY_CLIP else config.model
-
-
-def _check_source(name: str, weights: str | None) -> None:
-    if name.startswith(LOCAL_DIR):
-        folder = Path(name.removeprefix(LOCAL_DIR))
-        if not (folder / "open_clip_config.json").is_file():
-            raise ValueError(
-                f"{folder}: no open_clip_config.json there; give the folder of an open_clip model"
-            )
-        # open_clip would also read pickles, and start from random weights where there are none.
-        if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"{folder}: no open_clip_model.safetensors there; give a folder with weights")
-        return
-    if name.startswith(HUB):
-        return
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise ValueError(
-            f"unknown CLIP {name!r}; choose one of open_clip.list_models(), such as 'ViT-L-14-336-quickgelu'"
-        )
-    # The published weights of OpenAI want QuickGELU; under plain GELU they load and are silently worse.
-    tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
-    if weights and not tag and not Path(weights).exists() and re.fullmatch(r"[\w-]+", weights):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none that open_clip knows"
-        raise ValueError(f"unknown weights {weights!r} of {name!r}; choose one of {tags}, or give a file")
-    if tag and bool(tag.get("quick_gelu", False)) != bool(config.get("quick_gelu", False)):
-        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-        raise ValueError(
-            f"weights {weights!r} do not fit the activation of {name!r}; use the model {other!r}"
-        )
-
-
-def _load_tokenizer(name: str) -> Tokenizer:
-    bpe_path = Path(name.removeprefix(LOCAL_DIR)) / BPE_NAME
-    if not (name.startswith(LOCAL_DIR) and bpe_path.is_file()):
-        tokenizer: Tokenizer = open_clip.get_tokenizer(name)
-        return tokenizer
-    try:
-        tokenizer = open_clip.get_tokenizer(name, bpe_path=str(bpe_path))
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{bpe_path}: not a gzip file of word pieces ({error}); copy it again") from error
-    return tokenizer
-
-
-def digest_of(model: nn.Module, tokenizer: Tokenizer) -> str:
-    """SHA-256 over what a CLIP computes with: its weights by sorted name, its settings, its tokens."""
-    digest = _hash_tensors(model.state_dict())
-    # The same tensors make another CLIP with other heads, another activation, other colours or other tokens.
-    visual: Any = model.visual
-    kinds = [type(module).__name__ for module in model.modules()]
-    settings = {
-        "mean": list(visual.image_mean),
-        "std": list(visual.image_std),
-        "heads": [module.num_heads for module in model.modules() if hasattr(module, "num_heads")],
-        "activations": [kind for kind in kinds if kind.endswith("GELU")],
-        "tokens": tokenizer(PROBES).tolist(),
-    }
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _hash_tensors(tensors: Mapping[str, Tensor]) -> "hashlib._Hash":
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        for part in torch.split(flat, _BYTES_PER_CHUNK):
-            digest.update(part.numpy().data)
-    return digest
-
-
-def save_fisa(
-    path: Path | str, model: "FISA", config: FISAConfig, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes the trained tensors, with the config, the CLIP's digest and their own in the header.
-
-    `metadata` is any text to keep with them, such as the names that were seen in training.
+    Whether they require gradients at the moment does not matter.
 
     Raises:
-        ValueError: the config is of another image size than the model.
+        ValueError: the config is not the one that the model was built from.
     """
-    if config.image_size != model.image_size:
-        raise ValueError(
-            f"config.image_size is {config.image_size}, the model's is {model.image_size}; give the config "
-            "that it was built from"
-        )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
+    model = getattr(model, "_orig_mod", model)  # torch.compile puts a model into another one
+    _check_config(model, config)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model, config).items()}
     header = {
-        **(metadata or {}),
+        **(facts or TrainingFacts()).to_metadata(),
         "format": FORMAT,
         "fisa_config": json.dumps(asdict(config), sort_keys=True),
         "clip_digest": model.clip.digest,
-        "tensors_digest": _hash_tensors(tensors).hexdigest(),
+        "tensors_digest": hash_tensors(tensors).hexdigest(),
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=header)
+
+
+def _check_config(model: FISA, config: FISAConfig) -> None:
+    """Refuses a config that would load as another model."""
+    lora = any(isinstance(module, LowRank) for module in model.modules())
+    stated: dict[str, tuple[object, object]] = {
+        "image_size": (config.image_size, model.image_size),
+        "resize": (config.resize, model.resize),
+        "cls_key": (config.cls_key, model.cls_key),
+        "query_projection": (config.query_projection, model.visual_encoder.query_projection),
+        "seve.enabled": (config.seve.enabled, model.seve is not None),
+        "adapter.layers": (config.adapter.layers, len(model.adapter.convolutions)),
+        "adapter.bias": (config.adapter.bias, model.bias),
+        "adapter.where": (config.adapter.where, model.adapter.where),
+        "trains_text": (config.trains_text, model.text_tower is not None),
+        "trained == 'lora'": (config.trained == "lora", lora),
+    }
+    for name, (said, found) in stated.items():
+        if said != found:
+            raise ValueError(
+                f"config.{name} is {said!r}, the model's is {found!r}; give the config that it was built from"
+            )
 
 
 def read_fisa(path: Path | str) -> SavedFISA:
@@ -317,16 +124,13 @@ def read_fisa(path: Path | str) -> SavedFISA:
             f"{path}: its settings are damaged or of another version of FISA "
             f"({type(error).__name__}: {error}); copy it again, or train with this version"
         ) from error
-    if _hash_tensors(tensors).hexdigest() != tensors_digest:
+    if hash_tensors(tensors).hexdigest() != tensors_digest:
         raise ValueError(f"{path}: its tensors are damaged (their digest differs); copy or download it again")
-    return SavedFISA(path, config, clip_digest, tensors, metadata)
+    return SavedFISA(path, config, clip_digest, tensors, TrainingFacts.read(metadata, path))
 
 
-def load_fisa(path: Path | str) -> tuple["FISA", TextEncoder]:
+def load_fisa(path: Path | str) -> tuple[FISA, TextEncoder]:
     """Builds the model of a file, on the CLIP that its config names, with the trained tensors in it."""
-    # Here, because building a model starts with loading its CLIP.
-    from fisa_model.fisa import build_fisa
-
     saved = read_fisa(path)
     model, text_encoder = build_fisa(saved.config)
     saved.load_into(model)
@@ -344,5 +148,6 @@ def _config_from_json(fields: dict[str, Any]) -> FISAConfig:
     )
 
 
-def _trained(model: "FISA") -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _trained(model: FISA, config: FISAConfig) -> dict[str, nn.Parameter]:
+    learning = {id(parameter) for parameter in learning_parameters(model, config.trained)}
+    return {name: p for name, p in model.named_parameters() if id(p) in learning}

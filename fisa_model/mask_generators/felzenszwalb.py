@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from skimage.segmentation import felzenszwalb
 
 from fisa_model.mask_generators import LOGIT, MaskProposals
@@ -18,7 +19,7 @@ class FelzenszwalbGenerator:
         scale: larger values give larger regions.
         sigma: standard deviation in pixels of the blur before segmentation.
         min_size: regions of fewer pixels are merged into a neighbour.
-        max_side: a larger image is segmented at this many pixels on its longer side.
+        max_side: a larger image is segmented at means of squares of its pixels, at most this many a side.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class FelzenszwalbGenerator:
 
     def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
         step = -(-max(image.shape[:2]) // self.max_side)
-        small = np.ascontiguousarray(image[::step, ::step])
+        small = np.asarray(Image.fromarray(image).reduce(step)) if step > 1 else image
         regions = felzenszwalb(small, scale=self.scale, sigma=self.sigma, min_size=self.min_size)
         inside = regions == np.arange(regions.max() + 1)[:, None, None]
         logits = np.where(inside, np.float32(LOGIT), np.float32(-LOGIT))

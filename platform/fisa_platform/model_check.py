@@ -25,8 +25,8 @@ def _models(value: Any, path: str) -> Iterator[tuple[str, FISAConfig]]:
 
 @cache  # the cells of an experiment share their models
 def _problem(model: FISAConfig) -> str | None:
+    from fisa_model.clip_weights import is_described_here
     from fisa_model.fisa import count_parameters
-    from fisa_model.weights import is_described_here
 
     if not is_described_here(model.clip):
         return None  # known where it is downloaded

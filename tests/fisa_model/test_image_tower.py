@@ -75,6 +75,10 @@ def test_published_eva_is_read_whole() -> None:
         ({"swiglu_mlp": True}, "no GELU"),
         ({"init_values": 0.1}, "not a plain ViT"),
         ({"qkv_fused": False}, "not a plain ViT"),
+        ({"use_post_norm": True}, "has blocks of EvaBlockPostNorm"),
+        ({"use_pre_transformer_norm": True}, "not a plain"),
+        ({"use_abs_pos_emb": False}, r"not a plain EVA01 \(lacks pos_embed\)"),
+        ({"use_fc_norm": True}, r"not a plain EVA01 \(lacks norm.bias\)"),
     ],
 )
 def test_other_timm_trunks_are_refused(changes: dict[str, Any], sentence: str) -> None:
@@ -87,6 +91,13 @@ def test_a_convolutional_trunk_is_refused() -> None:
     visual.named_parameters = lambda: [("trunk.head.fc.weight", visual.trunk.head.fc.weight)]
     with pytest.raises(ValueError, match="timm's ConvNeXt, no EVA; choose an open_clip ViT"):
         ImageTower.read(visual)
+
+
+def test_a_grid_that_is_no_square_is_refused(clip_model_cfg: dict[str, Any]) -> None:
+    vision = {**clip_model_cfg["vision_cfg"], "image_size": (8, 32)}
+    clip = open_clip.model.CLIP(**{**clip_model_cfg, "vision_cfg": vision})
+    with pytest.raises(ValueError, match=r"looks at \(\d+, \d+\) patches, which is no square"):
+        ImageTower.read(clip.visual)
 
 
 def test_pooling_patches_is_refused(clip_model_cfg: dict[str, Any]) -> None:

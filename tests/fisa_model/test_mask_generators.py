@@ -14,6 +14,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from fisa_model.mask_generators import MaskProposals, load_mask_generator
 from fisa_model.mask_generators.detectron2 import Detectron2Generator
+from fisa_model.mask_generators.felzenszwalb import FelzenszwalbGenerator
 from fisa_model.mask_generators.frame import crop_masks, pad, resize, resized_shape
 from fisa_model.mask_generators.mask2former import (
     LearningMask2Former,
@@ -35,6 +36,19 @@ def test_mask2former_proposes_in_the_images_own_frame(network: Mask2FormerForUni
     assert proposals.mask_logits.shape == (7, 10, 13)
     assert ((proposals.scores > 0) & (proposals.scores < 1)).all()
     assert np.array_equal(proposals.mask_logits, generator(image).mask_logits)
+
+
+@pytest.mark.parametrize("width", [600, 1270, 3190])
+def test_felzenszwalb_does_not_move_what_it_finds(width: int) -> None:
+    """At whole steps of 1, 2 and 5 pixels."""
+    image = np.full((200, width, 3), 40, dtype=np.uint8)
+    image[:, width // 3 : width // 2] = 220
+    regions = FelzenszwalbGenerator()(image).mask_logits > 0
+    columns = [region.any(axis=0).nonzero()[0] for region in regions]
+    [bar] = [found for found in columns if width // 4 < found.mean() * width / regions.shape[2] < width / 2]
+    scale = width / regions.shape[2]
+    middle = (bar[0] + bar[-1] + 1) / 2 * scale
+    assert abs(middle - (width // 3 + width // 2) / 2) <= 0.5 * scale
 
 
 SIZES = ((100, 130), (130, 100), (100, 130), (50, 65), (90, 130))

@@ -137,6 +137,11 @@ def test_a_drawn_vocabulary_has_the_classes_of_the_batch_and_others(class_tokens
     assert [target.labels.tolist() for target in same] == [[3, 1], [3]]
 
 
+def test_a_batch_has_at_least_one_class(trained: FISA, class_tokens: ClassTokens) -> None:
+    with pytest.raises(ValueError, match="classes_per_batch must be at least 1 or None, got 0"):
+        FISAObjective(trained, HungarianMatcher(), Criterion(), class_tokens, classes_per_batch=0)
+
+
 def test_a_step_learns_among_the_drawn_classes(
     trained: FISA, images: Tensor, proposals: Tensor, class_tokens: ClassTokens
 ) -> None:

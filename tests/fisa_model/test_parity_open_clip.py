@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
+from fisa_model.clip_weights import load_clip
 from fisa_model.config import CLIPConfig
 from fisa_model.image_tower import ImageTower
 from fisa_model.visual_encoder import MaskTokenEncoder
-from fisa_model.weights import load_clip
 
 TEXT = {"context_length": 4, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 VIT_L = {"image_size": 336, "layers": 24, "width": 1024, "patch_size": 14}

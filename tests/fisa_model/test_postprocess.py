@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,6 +164,22 @@ def test_instances_are_things_scored_by_class_and_mask() -> None:
     sureness = torch.tensor(10.0).sigmoid().item()
     assert found[0].score == pytest.approx(0.9 * sureness, rel=1e-5)
     assert found[1].score == pytest.approx(0.2 * sureness, rel=1e-5)
+
+
+def test_things_may_be_said_as_coco_does() -> None:
+    """With 1 and 0."""
+    masks = torch.stack([draw("##", ".."), draw("..", "##")])
+    scores = sure_of((0, 0.9), (1, 0.8))
+    numbers = [(i.class_index, i.score) for i in instance(scores, masks, is_thing=[0, 1])]
+    assert numbers == [(i.class_index, i.score) for i in instance(scores, masks, is_thing=[False, True])]
+    assert [class_index for class_index, _ in numbers] == [1, 1]
+
+
+@pytest.mark.parametrize("rule", [panoptic, instance])
+@pytest.mark.parametrize("is_thing", [[True], [True, False, False]])
+def test_things_are_said_of_every_class(rule: Any, is_thing: list[bool]) -> None:
+    with pytest.raises(ValueError, match=f"each of the 2 classes .* got {len(is_thing)} values"):
+        rule(sure_of((0, 0.9)), draw("##", "..")[None], is_thing=is_thing)
 
 
 def test_nan_is_named() -> None:

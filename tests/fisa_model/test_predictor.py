@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import PIL.Image
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fisa_model.config import AdapterUse, EnsembleConfig, FISAConfig, PanopticConfig
 from fisa_model.device import default_device, default_dtype
@@ -19,6 +20,7 @@ from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators import MaskProposals
 from fisa_model.predictor import FISAPredictor, baseline_of, check_proposals
 from fisa_model.text_encoder import TextEncoder
+from fisa_model.training_facts import TrainingFacts
 from fisa_model.vocabulary import Category, Vocabulary
 from fisa_model.weights import save_fisa
 
@@ -129,7 +131,7 @@ def test_masks_go_out_at_their_own_resolution(predictor: FISAPredictor) -> None:
 def test_masks_are_read_in_the_form_they_had_in_training(
     trained: FISA, text_encoder: TextEncoder, config: FISAConfig, tmp_path: Path, form: str
 ) -> None:
-    save_fisa(tmp_path / "w.safetensors", trained, config, {"proposals": form})
+    save_fisa(tmp_path / "w.safetensors", trained, config, TrainingFacts(proposal_form=form))
     predictor = FISAPredictor.load(tmp_path / "w.safetensors", generator=halves, device="cpu")
     tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
     network = np.random.default_rng(0).normal(0, 15, (3, 8, 12)).astype(np.float32)
@@ -162,7 +164,10 @@ def test_a_network_that_is_not_sure_keeps_its_masks(predictor: FISAPredictor) ->
 
 
 def test_an_unknown_form_of_proposals_is_refused(model: FISA, config: FISAConfig, tmp_path: Path) -> None:
-    save_fisa(tmp_path / "w.safetensors", model, config, {"proposals": "fuzzy"})
+    save_fisa(tmp_path / "known.safetensors", model, config)
+    with safe_open(tmp_path / "known.safetensors", framework="pt") as file:
+        metadata = {**file.metadata(), "proposals": "fuzzy"}
+    save_file(load_file(tmp_path / "known.safetensors"), tmp_path / "w.safetensors", metadata)
     with pytest.raises(ValueError, match="trained on 'fuzzy' proposals, this version knows binary and clip"):
         FISAPredictor.load(tmp_path / "w.safetensors", generator=halves)
 
@@ -238,7 +243,7 @@ def test_saved_weights_predict_the_same(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01)
-    save_fisa(tmp_path / "fisa.safetensors", model, config, {"templates": "vild"})
+    save_fisa(tmp_path / "fisa.safetensors", model, config)
     loaded = FISAPredictor.load(tmp_path / "fisa.safetensors", generator=halves)
     tokens = predictor.encode_vocabulary(Vocabulary.from_names(["cat", "dog"]))
     image = picture()
@@ -341,6 +346,28 @@ def test_what_a_predictor_cannot_run_on_is_refused(
         FISAPredictor.baseline(config, **wrong)
 
 
+def test_scores_are_probabilities() -> None:
+    proposals = MaskProposals(np.zeros((2, 4, 4), np.float32), np.array([-1, 2], np.float32))
+    with pytest.raises(ValueError, match="scores of the proposals must be 0 to 1, got -1 to 2; give prob"):
+        check_proposals(proposals, (4, 4))
+
+
+def test_a_picture_is_no_list_of_pictures(predictor: FISAPredictor) -> None:
+    image: Any = PIL.Image.fromarray(picture())
+    with pytest.raises(ValueError, match=r"images is a list of pictures, got <PIL.* use `segment` for one"):
+        predictor.segment_batch(image, ["cat"])
+    pair = np.stack([picture(), picture()])
+    assert len(predictor.predict(pair, [halves(picture())] * 2, predictor.encode_vocabulary(["cat"]))) == 2
+
+
+def test_objectness_is_one_of_two(predictor: FISAPredictor) -> None:
+    words = predictor.encode_vocabulary(["cat"])
+    [prediction] = predictor.predict([picture()], [halves(picture())], words)
+    wrong: Any = "m2f"
+    with pytest.raises(ValueError, match="objectness must be 'generator' or 'none', got 'm2f'"):
+        prediction.semantic(objectness=wrong)
+
+
 def test_panoptic_rules_are_a_config(predictor: FISAPredictor) -> None:
     rules: Any = "maskclip_coco"
     with pytest.raises(ValueError, match="must be a PanopticConfig, got 'maskclip_coco'; write"):
@@ -379,8 +406,8 @@ class TestEnsemble:
         with torch.no_grad():
             for parameter in model.visual_encoder.query_projections.parameters():
                 parameter.add_(0.5 * torch.randn_like(parameter))
-        trained_on = json.dumps(Vocabulary.from_names(["dog", "mouse"]).to_json())
-        save_fisa(tmp_path / "w.safetensors", model, config, {"vocabulary": trained_on})
+        trained_on = TrainingFacts(vocabulary=Vocabulary.from_names(["dog", "mouse"]))
+        save_fisa(tmp_path / "w.safetensors", model, config, trained_on)
         return tmp_path / "w.safetensors"
 
     def test_classes_follow_their_shares(self, saved: Path, config: FISAConfig) -> None:
@@ -405,20 +432,14 @@ class TestEnsemble:
 
     def test_needs_an_image_path_that_is_clips(self, config: FISAConfig, tmp_path: Path) -> None:
         shared = dataclasses.replace(config, query_projection="shared")
-        names = json.dumps(self.WORDS.to_json())
-        save_fisa(tmp_path / "w.safetensors", build_fisa(shared)[0], shared, {"vocabulary": names})
-        predictor = FISAPredictor.load(
-            tmp_path / "w.safetensors", generator=halves, ensemble=EnsembleConfig()
-        )
+        path = tmp_path / "w.safetensors"
+        save_fisa(path, build_fisa(shared)[0], shared, TrainingFacts(vocabulary=self.WORDS))
         with pytest.raises(ValueError, match="the image path of this model was trained"):
-            self.probs(predictor)
+            FISAPredictor.load(path, generator=halves, ensemble=EnsembleConfig())
 
     def test_needs_words_that_are_clips(self, config: FISAConfig, tmp_path: Path) -> None:
         texts = dataclasses.replace(config, trains_text=True)
-        names = json.dumps(self.WORDS.to_json())
-        save_fisa(tmp_path / "w.safetensors", build_fisa(texts)[0], texts, {"vocabulary": names})
-        predictor = FISAPredictor.load(
-            tmp_path / "w.safetensors", generator=halves, ensemble=EnsembleConfig()
-        )
+        path = tmp_path / "w.safetensors"
+        save_fisa(path, build_fisa(texts)[0], texts, TrainingFacts(vocabulary=self.WORDS))
         with pytest.raises(ValueError, match="the language encoder of this model was trained"):
-            self.probs(predictor)
+            FISAPredictor.load(path, generator=halves, ensemble=EnsembleConfig())

@@ -1,6 +1,7 @@
 """Names and templates as rows of a classifier."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import open_clip
@@ -76,6 +77,26 @@ def test_names_are_encoded_once(text_encoder: TextEncoder, monkeypatch: pytest.M
     assert torch.equal(first.classifier[1], second.classifier[0])
 
 
+def test_threads_may_encode_while_another_makes_room(
+    text_encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fisa_model.text_encoder.KEPT_NAMES", 20)
+    expected = {
+        k: text_encoder.encode(Vocabulary.from_names([f"w{k}"]), ("{}",)).classifier for k in range(30)
+    }
+
+    def encode(start: int) -> None:
+        for first in range(start, start + 20):
+            chosen = [(first + k) % 30 for k in range(8)]
+            tokens = text_encoder.encode(Vocabulary.from_names([f"w{k}" for k in chosen]), ("{}",))
+            alone = torch.cat([expected[k] for k in chosen])
+            torch.testing.assert_close(tokens.classifier, alone, atol=1e-5, rtol=1e-5)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(encode, range(0, 28, 7)))
+    assert len(text_encoder._rows) <= 20 + 8 + 8 * 4
+
+
 def test_long_vocabularies_go_in_batches(text_encoder: TextEncoder) -> None:
     names = [f"thing {k}" for k in range(300)]
     tokens = text_encoder.encode(Vocabulary.from_names(names), ("{}",))
@@ -98,6 +119,12 @@ def test_what_learns_is_encoded_anew(clip: Any, text_encoder: TextEncoder) -> No
 def test_a_template_has_one_place(text_encoder: TextEncoder, template: str) -> None:
     with pytest.raises(ValueError, match=r"must have one \{\} for the class name"):
         text_encoder.encode(Vocabulary.from_names(["cat"]), (template,))
+
+
+@pytest.mark.parametrize("templates", ["a photo of a {}", ()])
+def test_templates_are_sentences(text_encoder: TextEncoder, templates: Any) -> None:
+    with pytest.raises(ValueError, match=r"prompt templates must be sentences with \{\} .* get_templates"):
+        text_encoder.encode(Vocabulary.from_names(["cat"]), templates)
 
 
 def test_a_template_without_a_place_is_refused(text_encoder: TextEncoder) -> None:

@@ -11,8 +11,10 @@ from fisa_model import text_encoder
 from fisa_model.config import FISAConfig
 from fisa_model.criterion import Criterion
 from fisa_model.fisa import build_fisa
+from fisa_model.mask_generators.felzenszwalb import FelzenszwalbGenerator
 from fisa_model.matcher import HungarianMatcher, Target
 from fisa_model.objective import FISAObjective, TrainingBatch
+from fisa_model.predictor import FISAPredictor
 from fisa_model.simo import count_trainable, parameter_groups
 from fisa_model.text_cache import TextCache
 from fisa_model.text_encoder import TextEncoder
@@ -70,6 +72,18 @@ def test_nothing_is_kept_while_it_learns(text_config: FISAConfig, tmp_path: Path
     with torch.no_grad():
         encoder.encode(WORDS, TEMPLATES)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_predictor_keeps_what_nothing_trains_any_more(text_config: FISAConfig, tmp_path: Path) -> None:
+    model, _ = build_fisa(text_config)
+    save_fisa(tmp_path / "w.safetensors", model, text_config)
+    predictor = FISAPredictor.load(
+        tmp_path / "w.safetensors", generator=FelzenszwalbGenerator(), text_cache_path=tmp_path / "cache"
+    )
+    before = predictor.encode_vocabulary(WORDS)
+    predictor.text_encoder.clip.text_projection.data.zero_()
+    assert torch.equal(predictor.encode_vocabulary(WORDS).classifier, before.classifier)
+    assert not (tmp_path / "cache").exists()  # a file there would be taken for the CLIP's own
 
 
 def test_prompts_are_not_all_kept_for_the_backward_pass(

@@ -182,6 +182,15 @@ def test_sizes_are_those_of_large_scale_jitter() -> None:
     assert any(frame.flip for frame in frames)
 
 
+def test_what_a_very_long_picture_shows_is_proposed_too() -> None:
+    mask = np.ones((60, 1400), dtype=bool)
+    jitter = Jitter(image_size=224, mean=MEAN, std=STD, scale=(0.1, 0.1))
+    target = Target(torch.tensor([5]), torch.from_numpy(mask)[None])
+    sample = jitter(paint(mask), proposals_of(mask), target, np.random.default_rng(0))
+    assert sample.target.masks.any()
+    assert (sample.proposals > 0).any()
+
+
 @pytest.mark.parametrize("keep_empty", [False, True])
 def test_segments_that_leave_the_frame_are_counted_and_dropped_unless_kept(*, keep_empty: bool) -> None:
     masks = np.stack([rectangle(40, 40, 0, 0, 40, 40), rectangle(40, 40, 0, 0, 20, 20)])

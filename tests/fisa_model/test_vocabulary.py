@@ -77,7 +77,7 @@ def test_the_class_list_of_another_dataset_is_refused() -> None:
 def test_classes_that_share_a_name() -> None:
     vocabulary = Vocabulary.from_names(["settee, sofa", "wall", "Grass", "wall-other-merged"])
     other = Vocabulary((WALL, *SOFA_AND_GRASS.categories))
-    assert vocabulary.shares_name_with(other) == (True, True, False, False)
+    assert vocabulary.shares_name_with(other) == (True, True, True, False)
 
 
 def test_index_of_id() -> None:
@@ -102,6 +102,8 @@ def test_templates_are_known_by_name() -> None:
         (["cat", "CAT"], "class name 'cat' occurs more than once"),
         (["cafe\u0301", "Caf\u00e9"], "class name 'caf\u00e9' occurs more than once"),
         (["traffic light", "traffic  light"], "class name 'traffic light' occurs more than once"),
+        (["sky, outdoors", "grass, Outdoors"], "class name 'outdoors' occurs more than once"),
+        (["cat, feline", "feline"], "class name 'feline' occurs more than once"),
         (["cat", 1], "class names must be text, got 1"),
         (["cat", " , "], "class name ' , ' is empty"),
         ("cat", "class names must be a list of strings, got the string 'cat'"),
@@ -112,6 +114,16 @@ def test_templates_are_known_by_name() -> None:
 def test_mistakes_in_names_are_named(names: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Vocabulary.from_names(names)
+
+
+def test_a_word_may_be_said_twice_of_one_class() -> None:
+    assert Vocabulary.from_names(["cat, Cat", "dog"]).names == ("cat", "dog")
+
+
+def test_synonyms_of_a_category_are_a_tuple() -> None:
+    synonyms: Any = "puppy"
+    with pytest.raises(ValueError, match="category 1: synonyms must be a tuple of names, got 'puppy'"):
+        Category(1, "dog", synonyms=synonyms)
 
 
 def test_mistakes_in_json_are_named() -> None:

@@ -56,12 +56,12 @@ def test_words_of_jobs_are_kept_for_the_next_one(
 def test_weights_may_be_tried_without_their_adapter(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     model, _ = build_fisa(fisa_toy())
-    save_fisa(path, model, fisa_toy(), {"templates": "vild"})
+    save_fisa(path, model, fisa_toy())
     assert load_predictor(ClassifierConfig(weights_uri=str(path))).model.adapter.where == "both"
     tried = load_predictor(ClassifierConfig(weights_uri=str(path), adapter_where="nowhere"))
     assert tried.model.adapter.where == "nowhere"
     bare = dataclasses.replace(fisa_toy(), adapter=AdapterConfig(layers=0))
-    save_fisa(path, build_fisa(bare)[0], bare, {"templates": "vild"})
+    save_fisa(path, build_fisa(bare)[0], bare)
     with pytest.raises(ValueError, match="has no adapter \\(it was trained with 0 layers\\); leave it out"):
         check_weights(ClassifierConfig(weights_uri=str(path), adapter_where="nowhere"))
     with pytest.raises(ValueError, match="adapter_where is 'nowhere', but a frozen CLIP has no adapter"):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 
+from fisa_model.clip_weights import CLIPFacts
 from fisa_model.config import AdapterConfig, SEVEConfig
 from fisa_model.criterion import Criterion
 from fisa_model.fisa import FISA
@@ -20,7 +21,6 @@ from fisa_model.text_encoder import ClassTokens
 from fisa_model.transforms import PROPOSAL_STRIDE, pad_proposals, to_clip_input
 from fisa_model.visual_encoder import MaskTokenEncoder
 from fisa_model.vocabulary import Vocabulary
-from fisa_model.weights import CLIPFacts
 from fisa_platform import storage
 from fisa_platform.evaluation.mask_accuracy import MaskAccuracy, true_masks
 from fisa_platform.panoptic_png import decode_panoptic

@@ -114,7 +114,7 @@ def _write_outputs(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS_NAME
-        save_fisa(path, objective.model, config.model, facts.to_metadata())
+        save_fisa(path, objective.model, config.model, facts)
         if isinstance(objective.generator, LearningMask2Former):
             objective.generator.save(Path(folder) / GENERATOR_NAME)
         for file in filter(Path.is_file, Path(folder).rglob("*")):
