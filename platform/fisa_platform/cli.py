@@ -109,6 +109,7 @@ def schema(
     if output is None:
         typer.echo(text)
     else:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n", encoding="utf-8")
         _say(f"wrote {output}")
 

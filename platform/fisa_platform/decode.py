@@ -120,6 +120,9 @@ _SCALARS: dict[Any, str] = {
     bool: "true or false",
     type(None): "nothing",
 }
+_LARGEST = 2**63 - 1
+"""What Arrow and a tensor can hold."""
+
 _INVALID: Any = object()
 
 
@@ -228,6 +231,8 @@ class _Decoder:
             return (
                 float(raw) if math.isfinite(raw) else self._refuse(kind, raw, path, "; write a finite number")
             )
+        if kind is int and type(raw) is int and abs(raw) > _LARGEST:
+            return self._refuse(kind, raw, path, f"; write one of at most {_LARGEST:,}")
         if type(raw) is kind:
             return raw
         hint = "; write it in quotes" if kind is str and raw is not None else "; correct the value"

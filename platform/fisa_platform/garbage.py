@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fisa_platform import storage
-from fisa_platform.manifest import MANIFEST_NAME, Manifest, open_version
+from fisa_platform.manifest import MANIFEST_NAME, VERSION_NAME, Manifest, open_version
 
-_VERSION = r"[0-9a-f]{16}"
 _FILE = r"(?:run-[0-9a-f]{12}|ray_train)/.+"
-_IN_VERSION = re.compile(rf"(?P<version>(?:.*/)?{_VERSION})/(?P<file>{_FILE})")
+_IN_VERSION = re.compile(rf"(?P<version>(?:.*/)?{VERSION_NAME})/(?P<file>{_FILE})")
 _THREADS = 16
 
 
@@ -39,7 +38,7 @@ def find_garbage(uri: str) -> Iterator[Garbage]:
     """What is left over in every version at or below `uri`, in the order of their names."""
     versions: dict[str, dict[str, int]] = {}
     parent, _, last = uri.rstrip("/").rpartition("/")
-    if re.fullmatch(_VERSION, last):
+    if re.fullmatch(VERSION_NAME, last):
         listed = {f"{last}/{path}": size for path, size in storage.list_files(uri).items()}
         uri = parent
     else:

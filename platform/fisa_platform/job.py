@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fisa_model.config import LOCAL_DIR
 from fisa_platform import storage
 from fisa_platform.compute import Compute
 from fisa_platform.decode import join_path
@@ -98,8 +99,7 @@ class Job:
             return uri
 
         map_uris(self.config, record)
-        # Weights may also be named on a hub, and are no location; a local file or folder is an input.
-        return {**found, **dict(_local_weights(self.config))}
+        return {**found, **dict(_local_models(self.config))}
 
     def with_inputs(self, locations: Mapping[str, str]) -> Any:
         """The config with locations replaced, by their dotted names."""
@@ -135,16 +135,21 @@ def map_uris(
     return value
 
 
-def _local_weights(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted name and location of every `...weights` of a config that is a local file or folder."""
+def _local_models(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name and location of every model of a config that is a local file or folder.
+
+    Weights and CLIPs may also be named on a hub, and are no location then.
+    """
     if not dataclasses.is_dataclass(value) or isinstance(value, Job):
         return
     for member in dataclasses.fields(value):
         name, found = join_path(path, member.name), getattr(value, member.name)
-        if not member.name.endswith("weights") or not isinstance(found, str):
-            yield from _local_weights(found, name)
-        elif found and os.path.exists(location := storage.make_absolute(found)):
-            yield name, location
+        if not isinstance(found, str):
+            yield from _local_models(found, name)
+        elif found.startswith(LOCAL_DIR):
+            yield name, storage.make_absolute(found.removeprefix(LOCAL_DIR))
+        elif found and member.name.endswith("weights") and os.path.exists(storage.make_absolute(found)):
+            yield name, storage.make_absolute(found)
 
 
 def to_json(config: Any) -> dict[str, Any]:

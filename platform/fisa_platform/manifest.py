@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest.json"
 SCHEMA_VERSION = 1
+
+VERSION_NAME = r"[0-9a-f]{16}"
+"""What `fingerprint_of` makes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,11 +242,31 @@ def commit(
     return version
 
 
+def check_pointer(output_uri: str) -> None:
+    """Raises ValueError where a `latest.json` of somebody else would be written over."""
+    uri = storage.join(output_uri, LATEST_NAME)
+    if storage.exists(uri) and _read_pointer(uri) is None:
+        raise ValueError(
+            f"{uri}: not written by this platform, and a version would have to replace it; choose another "
+            "output_uri, or move the file away"
+        )
+
+
+def _read_pointer(uri: str) -> str | None:
+    """The name of the version that a pointer names; None for somebody else's file of this name."""
+    try:
+        pointer = storage.read_json(uri)
+    except ValueError:
+        return None
+    name = pointer.get("version") if isinstance(pointer, dict) and len(pointer) == 1 else None
+    return name if isinstance(name, str) else None
+
+
 def publish(output_uri: str, version: Version) -> None:
     """Make `version` the one that `output_uri` stands for."""
     pointer = {"version": version.fingerprint}
     uri = storage.join(output_uri, LATEST_NAME)
-    if not storage.exists(uri) or storage.read_json(uri) != pointer:
+    if not storage.exists(uri) or _read_pointer(uri) != version.fingerprint:
         storage.write_json(uri, pointer)
 
 
@@ -254,10 +278,8 @@ def find_version(uri: str) -> Version | None:
     pointer_uri = storage.join(uri, LATEST_NAME)
     if not storage.exists(pointer_uri):
         return None
-    pointer = storage.read_json(pointer_uri)
-    if not isinstance(pointer, dict) or not isinstance(pointer.get("version"), str):
-        return None  # somebody else's file of this name
-    return _read_version(storage.join(uri, pointer["version"]))
+    name = _read_pointer(pointer_uri)
+    return None if name is None else _read_version(storage.join(uri, name))
 
 
 def open_version(uri: str) -> Version:
@@ -281,13 +303,15 @@ def resolve(uri: str) -> str:
 
 def list_versions(output_uri: str) -> list[Version]:
     """Every committed version below `output_uri`, oldest first."""
-    found = (_read_version(storage.join(output_uri, name)) for name in storage.list_dir(output_uri))
+    folders = (name for name in storage.list_folders(output_uri) if re.fullmatch(VERSION_NAME, name))
+    found = (_read_version(storage.join(output_uri, name)) for name in folders)
     return sorted((v for v in found if v is not None), key=lambda v: v.manifest.created_at)
 
 
 def find_datasets(uri: str, depth: int = 3) -> list[str]:
     """Every `output_uri` at or below `uri` that holds versions."""
-    if storage.exists(storage.join(uri, LATEST_NAME)):
+    pointer_uri = storage.join(uri, LATEST_NAME)
+    if storage.exists(pointer_uri) and _read_pointer(pointer_uri) is not None:
         return [uri]
     if depth == 0:
         return []

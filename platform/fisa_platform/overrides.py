@@ -28,5 +28,15 @@ def apply_overrides(raw: object, overrides: Sequence[str], origin: str = "--set"
         if not isinstance(target, dict):
             message = f"cannot be set, as something above it is no mapping (the value given is {text!r})"
             raise DecodeError([Mistake(place, f"{message}; set the whole value above it")])
-        target[keys[-1]] = read_yaml(text).data
+        target[keys[-1]] = _read_value(text, f"{origin} {override}")
     return data
+
+
+def _read_value(text: str, origin: str) -> object:
+    try:
+        return read_yaml(text).data
+    except DecodeError as error:
+        # Its lines and places are those of the text alone.
+        raise DecodeError(
+            [Mistake("", f"{origin}: {mistake.message}") for mistake in error.mistakes]
+        ) from error

@@ -27,6 +27,11 @@ _VOID: Colour = (80, 80, 80)
 _PLACING_SIDE = 256
 
 
+_LONGEST_JPEG_SIDE = 65_500
+_LONGEST_DRAWN_SIDE = 2048
+"""Pixels to which a small picture is enlarged at most: one of 2000 x 1 would be 400 million otherwise."""
+
+
 def class_colour(index: int) -> Colour:
     """The colour of class `index` of a vocabulary; neighbours are far apart, and none is grey like void."""
     lightness = (0.55, 0.42, 0.68)[index % 3]
@@ -52,7 +57,7 @@ def draw_segments(
     """
     if image.shape[:2] != ids.shape:
         raise ValueError(f"image is {image.shape[:2]} pixels (height, width), its ids are {ids.shape}")
-    factor = max(1, -(-min_side // min(ids.shape)))
+    factor = _enlargement(ids.shape, min_side)
     if factor > 1:
         size = (ids.shape[1] * factor, ids.shape[0] * factor)
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
@@ -69,7 +74,7 @@ def draw_masks(image: NDArray[np.uint8], masks: NDArray[np.bool_], min_side: int
     ids = np.zeros(masks.shape[1:], dtype=np.int32)
     for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist():
         ids[masks[index]] = index + 1
-    factor = max(1, -(-min_side // min(image.shape[:2])))
+    factor = _enlargement(image.shape, min_side)
     size = (image.shape[1] * factor, image.shape[0] * factor)
     pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
     enlarged = np.asarray(Image.fromarray(ids, mode="I").resize(size, Image.Resampling.NEAREST))
@@ -119,11 +124,22 @@ def side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def encode_picture(picture: Image.Image, form: Literal["PNG", "JPEG"] = "PNG") -> bytes:
-    """The bytes of an image file: PNG for drawings, JPEG for photos that would be large."""
+    """The bytes of an image file: PNG for drawings, JPEG for photos that would be large.
+
+    A picture with a side that JPEG has no number for is made smaller.
+    """
     buffer = io.BytesIO()
-    options = {"quality": 88} if form == "JPEG" else {"optimize": True}
-    picture.convert("RGB").save(buffer, format=form, **options)
+    picture = picture.convert("RGB")
+    if form == "JPEG":
+        picture.thumbnail((_LONGEST_JPEG_SIDE, _LONGEST_JPEG_SIDE))
+    picture.save(buffer, format=form, **({"quality": 88} if form == "JPEG" else {}))
     return buffer.getvalue()
+
+
+def _enlargement(shape: Sequence[int], min_side: int) -> int:
+    """How many times larger an image [H, W, ...] is drawn, so that its shorter side has `min_side`."""
+    height, width = shape[:2]
+    return max(1, min(-(-min_side // min(height, width)), _LONGEST_DRAWN_SIDE // max(height, width)))
 
 
 def _class_index(segment: Mapping[str, Any], vocabulary: Vocabulary) -> int:

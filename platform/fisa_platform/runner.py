@@ -11,6 +11,7 @@ from fisa_platform import compute, manifest, storage
 from fisa_platform.job import Job, StageContext, to_json, what_data_depends_on
 from fisa_platform.manifest import Input, Version
 from fisa_platform.model_check import model_problems
+from fisa_platform.sources import archive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +107,11 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
     pending = None
     if output_uri is not None:
         fingerprint = _fingerprint(job, inputs)
+        manifest.check_pointer(output_uri)
         version = manifest.find_version(storage.join(output_uri, fingerprint))
         if version is not None:
+            if problem := _lost_too_much(job, version):
+                raise ValueError(problem)
             manifest.publish(output_uri, version)
             progress(f"up to date (version {fingerprint})")
             message = version.manifest.extra.get("message")
@@ -147,6 +151,19 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
     return Outcome(name=name, version=version, ran=True, seconds=seconds, message=message)
 
 
+def _lost_too_much(job: Job, version: Version) -> str | None:
+    """What is wrong with a version that a run with a higher `max_rejected_fraction` made."""
+    allowed = getattr(job.config, "max_rejected_fraction", None)
+    rejected, rows = version.manifest.extra.get("rejected", 0), version.manifest.rows or 0
+    if allowed is None or rejected <= allowed * (rows + rejected):
+        return None
+    return (
+        f"{version.uri} was made without {rejected} of {rows + rejected} images, max_rejected_fraction is "
+        f"{allowed:g}; its table `rejected` has the reasons: mend or remove these images, or raise "
+        "config.max_rejected_fraction"
+    )
+
+
 def _fingerprint(job: Job, inputs: Mapping[str, Input]) -> str:
     config = what_data_depends_on(job.config)
     return manifest.fingerprint_of(job.stage_name, config, inputs, revision=job.stage.revision)
@@ -157,7 +174,7 @@ def _read_input(uri: str, made: Mapping[str, Version]) -> Input:
     version = made.get(uri) or (manifest.find_version(uri) if storage.exists(uri) else None)
     if version is not None:
         return Input(uri=version.uri, digest=version.digest)
-    return Input(uri=uri, digest=storage.fingerprint(uri))
+    return Input(uri=uri, digest=archive.fingerprint(uri))
 
 
 def _of_other_images(inputs: Mapping[str, Input]) -> str | None:
@@ -191,6 +208,7 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
         try:
             inputs[path] = _read_input(uri, known)
             reads[path] = f"{uri} (there)"
+            problems += _weights_problem(path, inputs[path])
         except (OSError, ValueError) as error:
             absent = isinstance(error, FileNotFoundError)
             reads[path] = f"{uri} ({'missing' if absent else 'cannot be looked at'})"
@@ -199,12 +217,26 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
     if job.output_uri is not None:
         try:
             _check_writable(job.output_uri)
+            manifest.check_pointer(job.output_uri)
             if len(inputs) == len(input_uris):
                 version = manifest.find_version(storage.join(job.output_uri, _fingerprint(job, inputs)))
+            if version is not None and (problem := _lost_too_much(job, version)):
+                problems.append(problem)
         except (OSError, ValueError) as error:
             problems.append(f"config.output_uri: {error}")
-    state = f"done (version {version.fingerprint})" if version else "not ready" if problems else "to run"
+    state = "not ready" if problems else f"done (version {version.fingerprint})" if version else "to run"
     return Plan(name=name, job=job, reads=reads, state=state, problems=problems), version
+
+
+def _weights_problem(path: str, found: Input) -> list[str]:
+    """What is wrong with a place for weights that has other things."""
+    is_weights = path.rpartition(".")[2] == "weights_uri"
+    if not is_weights or found.uri.endswith(".safetensors") or manifest.find_version(found.uri) is not None:
+        return []
+    return [
+        f"config.{path}: {found.uri}: holds no version of weights; give what `train` wrote, or a "
+        ".safetensors file"
+    ]
 
 
 def _make_folder(output_uri: str) -> None:
@@ -217,6 +249,8 @@ def _make_folder(output_uri: str) -> None:
         raise PermissionError(
             f"config.output_uri: {output_uri}: cannot be made ({error.strerror}); choose another"
         ) from error
+    if not os.access(output_uri, os.W_OK):
+        raise PermissionError(f"config.output_uri: {output_uri}: cannot be written; choose another")
 
 
 def _check_writable(output_uri: str) -> None:

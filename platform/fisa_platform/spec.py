@@ -113,9 +113,21 @@ def _decode_config(stage_name: str, raw: object, path: str) -> object:
     if stage_name in OF_JOBS:
         raw = _expand_output_uri(raw, path)
     kind: type[object] = STAGES[stage_name].config
-    config = decode(kind, raw, path, custom={Job: _decode_job})
+    config: object = decode(kind, raw, path, custom={Job: _decode_job})
+    mistakes: list[Mistake] = []
+
+    def absolute(name: str, uri: str) -> str:
+        try:
+            return storage.make_absolute(uri)
+        except ValueError as error:
+            mistakes.append(Mistake(join_path(path, name), str(error)))
+            return uri
+
     # Workers run in other folders, so a relative location would mean another place there.
-    return map_uris(config, lambda _, uri: storage.make_absolute(uri))
+    config = map_uris(config, absolute)
+    if mistakes:
+        raise DecodeError(mistakes)
+    return config
 
 
 def _expand_output_uri(raw: object, path: str) -> object:
@@ -148,8 +160,11 @@ def _read_text(path: Path) -> str:
     if not path.is_file():
         folder = path.parent
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        problem = "is a folder, not a spec" if path.is_dir() else "no such file"
-        raise DecodeError([Mistake("", problem + (suggestion(path.name, names) or "; check the path"))])
+        if path.is_dir():
+            raise DecodeError([Mistake("", "is a folder, not a spec; give a file in it")])
+        raise DecodeError(
+            [Mistake("", "no such file" + (suggestion(path.name, names) or "; check the path"))]
+        )
     data = path.read_bytes()
     if b"\r\n" in data:
         message = (
@@ -183,7 +198,7 @@ def _sentence(spec_path: str, mistake: Mistake, source: YamlSource, overrides: S
 def _made(override: str, path: str, field_path: str, source: YamlSource) -> bool:
     """Whether an override set the value at a place or above it, or brought something above it into being."""
     place = override.partition("=")[0].strip()
-    if any(f"{where}.".startswith(f"{place}.") for where in (path, field_path)):
+    if any(where == place or where.startswith((f"{place}.", f"{place}[")) for where in (path, field_path)):
         return True
     keys = place.split(".")
     above = [".".join(keys[:count]) for count in range(1, len(keys))]

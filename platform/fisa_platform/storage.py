@@ -7,6 +7,7 @@ Standard variables configure a bucket: AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,10 +27,19 @@ ATTEMPTS = 10
 """How often pyarrow asks a bucket before a 503 is an error; its own three fail a long job in a bad hour."""
 
 
+_ONE_SLASH = re.compile(r"(?:file|s3):(?!//)")
+
+
 def make_absolute(uri: str) -> str:
-    """The same location without dependence on the current directory; a bucket's address is left as it is."""
+    """The same location without dependence on the current directory; a bucket's address is left as it is.
+
+    Raises:
+        ValueError: it is empty, or an address with one slash, which would be a strange folder here.
+    """
     if uri.startswith("file://"):
         uri = uri.removeprefix("file://")
+    if not uri or _ONE_SLASH.match(uri):
+        raise ValueError(f"{uri!r} is no location; write a path, file:///path or s3://bucket/path")
     return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
@@ -58,6 +68,21 @@ def check_apart(output_uri: str, images_uri: str) -> None:
 def is_local(uri: str) -> bool:
     """True when the location is on a mounted disk."""
     return "://" not in uri or uri.startswith("file://")
+
+
+def is_folder_here(uri: str) -> bool:
+    """True for a folder on a mounted disk."""
+    return is_local(uri) and os.path.isdir(make_absolute(uri))
+
+
+def is_file_here(uri: str) -> bool:
+    """True for a file on a mounted disk."""
+    return is_local(uri) and os.path.isfile(make_absolute(uri))
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a relative path has a part that starts with a dot, as what Finder and editors leave does."""
+    return path.startswith(".") or "/." in path
 
 
 def exists(uri: str) -> bool:
@@ -197,7 +222,8 @@ def remove(uri: str) -> None:
 def fingerprint(uri: str) -> str:
     """Hex digest that changes when the data there changes, without reading it.
 
-    A file counts by its size and its time of change (or ETag), a folder by the names and that of its files.
+    A file counts by its size and its time of change (or ETag), a folder by the names and that of its files,
+    but for hidden ones.
 
     Raises:
         FileNotFoundError: nothing is there, or an empty folder.
@@ -208,7 +234,9 @@ def fingerprint(uri: str) -> str:
         filesystem, path = _open_filesystem(uri)
         info = filesystem.info(path)
         if info["type"] == "directory":
-            marks: list[Any] = sorted(_stamps(uri).items())
+            marks: list[Any] = sorted(
+                (name, mark) for name, mark in _stamps(uri).items() if not is_hidden(name)
+            )
         else:
             marks = [info["size"], _stamp_of(info)]
     if not marks:

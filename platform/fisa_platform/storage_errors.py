@@ -33,13 +33,10 @@ def clear_errors(uri: str, *, local: bool) -> Iterator[None]:
         raise
     except Exception as error:
         if local:
-            if isinstance(error, FileNotFoundError):
-                raise FileNotFoundError(f"{uri}: no such file; check the path") from error
-            if isinstance(error, OSError) and error.strerror:
-                raise StorageError(
-                    f"{uri}: {error.strerror}; choose another place or make room there"
-                ) from error
-            raise
+            clear = _local_error(uri, error)
+            if clear is error:
+                raise
+            raise clear from error
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
             chain.append(cause)
@@ -50,3 +47,16 @@ def clear_errors(uri: str, *, local: bool) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{uri}: no such file; check the path") from error
         raise
+
+
+def _local_error(uri: str, error: Exception) -> Exception:
+    """The sentence for an error of a disk; any other error as it is."""
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"{uri}: no such file; check the path")
+    if isinstance(error, PermissionError):
+        return PermissionError(f"{uri}: {error.strerror}; check the rights there")
+    if isinstance(error, IsADirectoryError):
+        return StorageError(f"{uri}: is a folder, not a file; check the path")
+    if isinstance(error, OSError) and error.strerror:
+        return StorageError(f"{uri}: {error.strerror}; choose another place or make room there")
+    return error

@@ -85,14 +85,33 @@ class _Reader:
         self.loader = loader
         self.lines: dict[str, int] = {}
         self.mistakes: list[Mistake] = []
+        self.open: list[yaml.Node] = []
+        """From the document down to the node that is read."""
 
     def read(self, node: yaml.Node, path: str) -> Any:
-        self.lines.setdefault(path, node.start_mark.line + 1)
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        if node in self.open:
+            self.mistakes.append(Mistake(path, f"line {line}: holds itself; write the values out"))
+            return None
+        self.open.append(node)
+        try:
+            return self._read(node, path)
+        except ValueError as error:
+            message = f"line {line}: not what its tag says ({error}); leave the tag out"
+            self.mistakes.append(Mistake(path, message))
+            return None
+        finally:
+            self.open.pop()
+
+    def _read(self, node: yaml.Node, path: str) -> Any:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, f"{path}[{i}]") for i, item in enumerate(node.value)]
-        return self.loader.construct_object(node)
+        value = self.loader.construct_object(node)
+        # JSON writes a letter beyond 16 bits as two halves.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
 
     def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Any]:
         self._find_repeated_keys(node, path)

@@ -58,6 +58,22 @@ def test_a_location_says_whether_it_is_in_a_zip(uri: str, expected: tuple[str, s
     assert archive.split(uri) == expected
 
 
+def test_a_folder_whose_name_ends_like_a_zips_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").mkdir()
+    assert archive.split(f"{tmp_path}/x.zip/y.jpg") is None
+    uri = pack(tmp_path / "x.zip" / "z.zip")
+    assert archive.split(f"{uri}/a.bin") == (uri, "a.bin")
+
+
+def test_a_folder_in_a_zip_counts_by_its_zip(tmp_path: Path) -> None:
+    uri = pack(tmp_path / "x.zip", folder="f/")
+    digests = {archive.fingerprint(place) for place in (uri, f"{uri}/b", f"{uri}/a.bin")}
+    assert len(digests) == 3
+    assert archive.fingerprint(uri) == storage.fingerprint(uri)
+    with pytest.raises(FileNotFoundError, match=r"x.zip/nowhere: nothing of this name is in the zip"):
+        archive.fingerprint(f"{uri}/nowhere")
+
+
 def test_refuses_what_is_not_there_or_not_whole(tmp_path: Path) -> None:
     uri = pack(tmp_path / "x.zip", method=zipfile.ZIP_STORED)
     with pytest.raises(FileNotFoundError, match=r"x.zip/nowhere: no such file in this zip"):

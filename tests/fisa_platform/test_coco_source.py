@@ -1,4 +1,5 @@
 import copy
+import os
 import zipfile
 
 import numpy as np
@@ -159,6 +160,23 @@ def test_a_zip_is_a_source_too(tmp_path):
         for name in FOLDER:
             archive.writestr(f"photos/{name}", b"x")
     check_folder(f"{tmp_path}/photos.zip")
+
+
+def test_a_name_that_is_no_text_is_set_aside(tmp_path):
+    for name in (b"caf\xe9.jpg", b"tea.jpg"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(b"x")
+    index = read_image_folder(str(tmp_path))
+    assert index.rows["image_id"].to_pylist() == ["tea"]
+    assert index.rejected.to_pylist() == [
+        {"image_id": "caf\\xe9", "file_name": "caf\\xe9.jpg", "reason": "its name is not UTF-8; rename it"}
+    ]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a.jpg: is a file, not a folder or a zip; give the folder"):
+        read_image_folder(f"{tmp_path}/a.jpg")
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

@@ -150,3 +150,26 @@ def test_local_weights_are_inputs_and_names_of_a_hub_are_not(tmp_path: Path) -> 
     spec["config"]["generator_weights"] = "facebook/mask2former-swin-base-coco-panoptic"
     frozen["clip"]["weights"] = "openai"
     assert list(job_from_data(spec).input_uris()) == ["images_uri"]
+
+
+def test_a_folder_of_a_clip_is_an_input(tmp_path: Path) -> None:
+    spec = label_spec(things=["cat"])
+    spec["config"]["classifier"] = {"frozen": {"clip": {"model": f"local-dir:{tmp_path}"}, "image_size": 224}}
+    assert job_from_data(spec).input_uris()["classifier.frozen.clip.model"] == str(tmp_path)
+
+
+def test_a_place_for_weights_that_has_other_things_is_a_problem(tmp_path: Path) -> None:
+    spec = label_spec(images_uri=a_picture(tmp_path), output_uri=str(tmp_path / "out"), things=["cat"])
+    spec["config"]["classifier"] = {"weights_uri": spec["config"]["images_uri"]}
+    [plan] = plan_jobs({"label": job_from_data(spec)})
+    assert "classifier.weights_uri: " in plan.problems[0]
+    assert "holds no version of weights; give what `train` wrote" in plan.problems[0]
+
+
+def test_an_output_with_somebody_elses_pointer_is_refused_before_the_work(tmp_path: Path) -> None:
+    spec = label_spec(images_uri=a_picture(tmp_path), output_uri=str(tmp_path / "out"), things=["cat"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "latest.json").write_text('{"name": "my app"}')
+    with pytest.raises(ValueError, match="not written by this platform"):
+        run_job("label", job_from_data(spec), lambda line: None)
+    assert (tmp_path / "out" / "latest.json").read_text() == '{"name": "my app"}'

@@ -6,6 +6,8 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from fisa_platform.compute import Compute
 from fisa_platform.decode import fields_of, is_required
 from fisa_platform.job import Job, Stage, StageResult, what_data_depends_on
@@ -42,8 +44,8 @@ class LaterWhole:
     mode: str = "as before"
 
 
-def run(config, *, revision=1):
-    stage = Stage(type(config), lambda *_: StageResult(), uses_ray=False, revision=revision)
+def run(config, *, revision=1, result=None):
+    stage = Stage(type(config), lambda *_: result or StageResult(), uses_ray=False, revision=revision)
     job = Job(stage_name="whole", stage=stage, config=config, compute=Compute())
     return run_job("whole", job, lambda _: None)
 
@@ -86,6 +88,17 @@ def test_another_revision_of_a_stage_makes_its_data_anew(tmp_path):
     first, again, revised = run(config), run(config), run(config, revision=2)
     assert (first.ran, again.ran, revised.ran) == (True, False, True)
     assert first.version.uri != revised.version.uri
+
+
+def test_a_version_that_lost_more_than_may_be_lost_is_refused(tmp_path):
+    lossy = StageResult(rows=8, extra={"rejected": 2})
+    tolerant, strict = (
+        Whole(output_uri=str(tmp_path / "out"), seed=1, max_rejected_fraction=share) for share in (0.2, 0.1)
+    )
+    assert run(tolerant, result=lossy).ran
+    assert not run(tolerant).ran
+    with pytest.raises(ValueError, match=r"made without 2 of 10 images, max_rejected_fraction is 0\.1; its"):
+        run(strict)
 
 
 def configs_within(kind):

@@ -90,12 +90,12 @@ def test_of_many_runs_that_end_at_one_moment_one_commits(tmp_path: Path) -> None
 
 
 def test_latest_points_to_the_last_commit_and_can_be_moved_back(output_uri: str) -> None:
-    old = commit(manifest.new_version(output_uri, "aa"))
-    new = commit(manifest.new_version(output_uri, "bb"))
+    names = ["aa" * 8, "bb" * 8]
+    old, new = (commit(manifest.new_version(output_uri, name)) for name in names)
     assert manifest.open_version(output_uri) == new
     manifest.publish(output_uri, old)
     assert manifest.open_version(output_uri) == old
-    assert {v.fingerprint for v in manifest.list_versions(output_uri)} == {"aa", "bb"}
+    assert {v.fingerprint for v in manifest.list_versions(output_uri)} == set(names)
 
 
 def test_a_stage_may_name_its_files_itself(output_uri: str) -> None:
@@ -148,6 +148,19 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"schema_version": 9}))
     with pytest.raises(ValueError, match="schema_version is 9, expected 1"):
         manifest.open_version(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["not json", '{"name": "app"}', '{"version": "1.2", "name": "app"}', "[]"])
+def test_somebody_elses_files_are_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "latest.json").write_text(text)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "my app"}')
+    with pytest.raises(ValueError, match=r"latest.json: not written by this platform, .* choose another"):
+        manifest.check_pointer(str(tmp_path))
+    assert manifest.find_version(str(tmp_path)) is None
+    assert manifest.list_versions(str(tmp_path)) == []
+    assert manifest.find_datasets(str(tmp_path)) == []
+    manifest.check_pointer(str(tmp_path / "web"))
 
 
 def test_datasets_are_found_below_a_folder(tmp_path: Path) -> None:

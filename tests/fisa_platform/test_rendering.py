@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fisa_model.vocabulary import Category, Vocabulary
-from fisa_platform.rendering import class_colour, draw_segments, encode_picture, side_by_side
+from fisa_platform.rendering import class_colour, draw_masks, draw_segments, encode_picture, side_by_side
 
 VOCABULARY = Vocabulary(
     (Category(1, "striped red triangle"), Category(9, "grass", False), Category(12, "sky"))
@@ -65,6 +65,17 @@ def test_segments_are_outlined():
 @pytest.mark.parametrize(("height", "width", "expected"), [(224, 224, (448, 448)), (600, 900, (900, 600))])
 def test_a_small_image_is_enlarged_until_names_can_be_read(height, width, expected):
     assert draw_segments(*scene(height, width), SEGMENTS, VOCABULARY).size == expected
+
+
+def test_a_thin_image_is_not_enlarged_beyond_measure():
+    image, ids = np.zeros((1, 2000, 3), np.uint8), np.zeros((1, 2000), np.int32)
+    assert draw_segments(image, ids, [], VOCABULARY).size == (2000, 1)
+    assert draw_masks(image[:, :150], np.ones((1, 1, 150), dtype=bool)).size == (13 * 150, 13)
+
+
+def test_a_side_that_jpeg_has_no_number_for_is_made_smaller():
+    with Image.open(io.BytesIO(encode_picture(Image.new("RGB", (70_000, 200)), "JPEG"))) as read:
+        assert read.size == (65_500, 187)
 
 
 @pytest.mark.parametrize(("side", "line"), [(448, 19), (3000, 70)])

@@ -97,6 +97,9 @@ def test_json_asks_the_same() -> None:
     body = {"image": base64.b64encode(png(2, 4)).decode(), "stuff": ["grass"]}
     (segment,) = client().post("/v1/segment", json=body).json()["segments"]
     assert (segment["name"], segment["is_thing"], segment["score"]) == ("grass", False, 0.3)
+    in_lines = {**body, "image": base64.encodebytes(png(200, 400)).decode()}
+    assert in_lines["image"].count("\n") > 1
+    assert client().post("/v1/segment", json=in_lines).json()["width"] == 400
 
 
 def test_a_picture_below_an_allowed_prefix_is_fetched(tmp_path: Path) -> None:
@@ -167,6 +170,7 @@ def test_what_cannot_be_answered_is_refused(form: Any, data: bytes | None, statu
     [
         ({"classes": ["cat"]}, "exactly one of image and image_uri"),
         ({"classes": ["cat"], "image": "no base64!"}, "not base64"),
+        ({"classes": ["cat"], "image": "\u00e9aaa"}, "not base64"),
         ({"classes": "cat", "image": "aaaa"}, "classes: input should be a valid array, got 'cat'"),
         ([], "input should be"),
     ],
@@ -185,12 +189,12 @@ def test_a_body_without_a_length_is_stopped_too() -> None:
 
 
 def test_the_token_is_asked_for_everything_but_page_and_health() -> None:
-    asking = client(token="open sesame")
+    asking = client(token="open-sesame")
     assert "asks for a token" in detail(asking.get("/v1/info"), 401)
     wrong = asking.post("/v1/segment", headers={"Authorization": "Bearer close sesame"})
     assert "not the service's token" in detail(wrong, 401)
     assert wrong.headers["www-authenticate"] == "Bearer"
-    right = asking.get("/v1/info", headers={"Authorization": "Bearer open sesame"}).json()
+    right = asking.get("/v1/info", headers={"Authorization": "Bearer open-sesame"}).json()
     assert right["model"]["clip_digest"] == MODEL.clip_digest
     assert right["panoptic"]["object_threshold"] == 0.3  # what the page's slider starts at
     assert asking.get("/healthz").json() == {"status": "ok"}
@@ -304,6 +308,9 @@ def test_what_is_kept_of_a_picture_holds_no_memory_of_its_batch() -> None:
 def test_without_a_token_the_stage_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"FISA_SERVE_TOKEN is not set; set it .* or write 'auth: none'"):
         read_token_digest("token", {"FISA_SERVE_TOKEN": " "})
+    for token in ("open sesame", "t\u00f6ken", "a\x07b"):
+        with pytest.raises(ValueError, match=r"FISA_SERVE_TOKEN has a space or a letter .* ASCII letters"):
+            read_token_digest("token", {"FISA_SERVE_TOKEN": token})
     assert read_token_digest("none", {}) is None
     assert read_token_digest("token", {"FISA_SERVE_TOKEN": "a"}) == hashlib.sha256(b"a").digest()
 
@@ -322,7 +329,7 @@ def test_limits_that_limit_nothing_are_refused() -> None:
 def test_the_stage_serves_until_it_is_told_to_stop(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FISA_SERVE_TOKEN", "open sesame")
+    monkeypatch.setenv("FISA_SERVE_TOKEN", "open-sesame")
     scene = draw_scene(3, 0, "seen").image
     buffer = io.BytesIO()
     Image.fromarray(scene).save(buffer, format="PNG")
@@ -337,7 +344,7 @@ def test_the_stage_serves_until_it_is_told_to_stop(
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
             responses["health"] = http.get("/healthz")
             responses["stranger"] = http.post("/v1/segment", data=words, files=upload(buffer.getvalue()))
-            http.headers["Authorization"] = "Bearer open sesame"
+            http.headers["Authorization"] = "Bearer open-sesame"
 
             def ask(data: bytes) -> httpx.Response:
                 return http.post("/v1/segment", data=words, files=upload(data))

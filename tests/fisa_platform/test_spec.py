@@ -141,10 +141,35 @@ def test_all_mistakes_are_reported_at_once(spec: Path) -> None:
             "copy.yaml with --set compute.workres.min=1: compute.workres: unknown field",
         ),
         ("config.rate.x=3", "config.rate.x: cannot be set, as something above it is no mapping"),
+        ("config.rate=[1, 2", "copy.yaml: --set config.rate=[1, 2: line 1, column 6: not valid YAML ("),
+        ("config.rate={a: 1, a: 2}", "--set config.rate={a: 1, a: 2}: line 1: written twice"),
+        ("config.rate=!!int abc", "--set config.rate=!!int abc: line 1: not what its tag says ("),
+        ("config.rate=&a [*a]", "--set config.rate=&a [*a]: line 1: holds itself; write the values out"),
+        ("config.iterations=99999999999999999999", "expected a whole number, got 9999999999999999999"),
+        ("config.output_uri=s3:/x", "config.output_uri: 's3:/x' is no location; write a path"),
     ],
 )
 def test_a_mistake_in_an_override_names_the_override(spec: Path, override: str, sentence: str) -> None:
     assert sentence in mistakes(spec, GOOD, override)[0]
+
+
+LABEL = "stage: label\nconfig: {images_uri: a, output_uri: b, classifier: {weights_uri: w}}\n"
+
+
+def test_an_entry_of_a_list_that_an_override_set_is_its_own(spec: Path) -> None:
+    spec.write_text(LABEL)
+    with pytest.raises(SpecError, match=r"--set config.things=\[1, 2\]: config.things\[0\]: expected text"):
+        load_job(spec, ["config.things=[1, 2]"])
+
+
+def test_letters_that_json_writes_in_two_halves_are_one(spec: Path) -> None:
+    spec.write_text(LABEL)
+    assert load_job(spec, ['config.things=["\\ud83d\\ude00"]']).config.things == ("\U0001f600",)
+
+
+def test_a_folder_is_no_spec(spec: Path) -> None:
+    with pytest.raises(SpecError, match="is a folder, not a spec; give a file in it"):
+        load_job(spec.parent)
 
 
 def test_a_missing_file_suggests_its_neighbour(spec: Path) -> None:

@@ -72,6 +72,14 @@ def test_fingerprint_follows_the_content(folder_uri: str) -> None:
     assert folder_before != storage.fingerprint(storage.join(folder_uri, "f"))
 
 
+def test_hidden_files_do_not_count(folder_uri: str) -> None:
+    storage.write_bytes(storage.join(folder_uri, "f", "x"), b"1")
+    before = storage.fingerprint(storage.join(folder_uri, "f"))
+    for name in (".DS_Store", "sub/.thumbnails/y"):
+        storage.write_bytes(storage.join(folder_uri, "f", name), b"1")
+    assert storage.fingerprint(storage.join(folder_uri, "f")) == before
+
+
 def test_upload_and_download_are_inverse(folder_uri: str, tmp_path: Path) -> None:
     (tmp_path / "from").write_bytes(b"weights\0\0")
     storage.upload(tmp_path / "from", storage.join(folder_uri, "deep", "w"))
@@ -104,6 +112,17 @@ def test_absolute_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert storage.make_absolute("file:///data/x/") == "/data/x"
     assert storage.make_absolute("s3://bucket/x/") == "s3://bucket/x"
     assert storage.join("s3://bucket/x/", "y", "/z") == "s3://bucket/x/y/z"
+
+
+@pytest.mark.parametrize("uri", ["", "s3:/bucket/x", "file:/data/x"])
+def test_what_is_no_location_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match=f"'{uri}' is no location; write a path, file:///path or s3://"):
+        storage.make_absolute(uri)
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="is a folder, not a file; check the path"):
+        storage.read_bytes(str(tmp_path))
 
 
 def test_an_unknown_kind_of_location_is_refused() -> None:

@@ -3,6 +3,7 @@
 A file in a zip is one range of its bytes, so that a bucket is asked for no more than the image.
 """
 
+import hashlib
 import re
 import struct
 import zipfile
@@ -15,7 +16,7 @@ from fisa_platform import storage
 _HEADER = struct.Struct("<4s22xHH")
 """A file's own header: signature, and the lengths of the name and of the extra field that follow it."""
 
-_IN_ZIP = re.compile(r"(?P<archive>.*?\.zip)/(?P<name>.*)", re.IGNORECASE | re.DOTALL)
+_END_OF_ZIP = re.compile(r"\.zip(?=/)", re.IGNORECASE)
 
 _EXTRA = 512
 """Bytes that are read for an extra field, whose length only the header tells; a longer one is read again."""
@@ -36,8 +37,26 @@ class Member:
 
 def split(uri: str) -> tuple[str, str] | None:
     """The zip and the name in it that a location means; None for a location outside of any zip."""
-    found = _IN_ZIP.fullmatch(f"{uri}/")
-    return (found["archive"], found["name"].rstrip("/")) if found else None
+    path = f"{uri}/"
+    for end in _END_OF_ZIP.finditer(path):
+        archive = path[: end.end()]
+        if not storage.is_folder_here(archive):
+            return archive, path[end.end() :].strip("/")
+    return None
+
+
+def fingerprint(uri: str) -> str:
+    """As `storage.fingerprint`, where a folder in a zip counts by the zip that it is in."""
+    place = split(uri)
+    if place is None:
+        return storage.fingerprint(uri)
+    archive, folder = place
+    digest = storage.fingerprint(archive)
+    if not folder:
+        return digest
+    if folder not in _members(archive) and not list_names(archive, folder):
+        raise FileNotFoundError(f"{uri}: nothing of this name is in the zip; check the path")
+    return hashlib.sha256(f"{digest}/{folder}".encode()).hexdigest()
 
 
 def list_names(archive_uri: str, folder: str = "") -> list[str]:

@@ -1,5 +1,6 @@
 """What every source yields: an index of images, and the images it had to leave out with the reason."""
 
+import os
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ def read_image_folder(images_uri: str) -> Index:
     taken: dict[str, str] = {}
     for name in names:
         image_id = posixpath.splitext(name)[0]
+        if not _is_text(name):
+            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            reason = "its name is not UTF-8; rename it"
+            rejected.append({"image_id": posixpath.splitext(shown)[0], "file_name": shown, "reason": reason})
+            continue
         if image_id in taken:
             reason = f"has the same name, less its suffix, as {taken[image_id]}; rename one of them"
             rejected.append({"image_id": image_id, "file_name": name, "reason": reason})
@@ -81,12 +87,23 @@ def read_image_folder(images_uri: str) -> Index:
     return Index(rows=rows.table(), rejected=rejected.table(), vocabulary=None)
 
 
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; Python keeps other bytes as lone surrogates."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def list_names(uri: str, *, recursive: bool = False) -> list[str]:
     """Names of the files in a folder, or paths of those below, less hidden ones; the folder may be a zip."""
     place = archive.split(uri)
     paths = storage.list_paths(uri, recursive=recursive) if place is None else archive.list_names(*place)
-    names = sorted(path for path in paths if not path.startswith(".") and "/." not in path)
+    names = sorted(path for path in paths if not storage.is_hidden(path))
     if not names:
+        if storage.is_file_here(uri) and place is None:
+            raise ValueError(f"{uri}: is a file, not a folder or a zip; give the folder that it is in")
         raise ValueError(f"{uri}: this folder is absent or empty; check the path")
     return names
 

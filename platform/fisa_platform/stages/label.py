@@ -183,6 +183,7 @@ def read_source(config: LabelConfig, compute: Compute, done: Collection[str]) ->
     from fisa_platform.resume import without
     from fisa_platform.schema import REJECTED
     from fisa_platform.sources.index import read_image_folder
+    from fisa_platform.stages.label_output import check_names
     from fisa_platform.stages.shard import load_images
     from fisa_platform.tables import image_places, read_rows, reader_options
 
@@ -199,6 +200,7 @@ def read_source(config: LabelConfig, compute: Compute, done: Collection[str]) ->
         return Source(rows=rows, blocks=count, image_ids=places["image_id"], rejected=nothing)
     index = read_image_folder(config.images_uri)
     found = index.rows.slice(0, config.limit)
+    check_names(found["file_name"].to_pylist(), overlays=config.overlays)
     left, size = without(found, done), config.batch_size
     blocks = [left.slice(start, size) for start in range(0, left.num_rows, size)] or [left]
     rows = ray.data.from_arrow(blocks).map_batches(

@@ -1,7 +1,7 @@
 """What stage `label` writes: tables, a picture or two for each image beside them, and COCO's JSON."""
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
@@ -68,6 +68,22 @@ def write_json(
     return uris
 
 
+def check_names(file_names: Iterable[str], *, overlays: bool) -> None:
+    """Raises ValueError where a picture's labels would lie where another one's need a folder."""
+    names = list(file_names)
+    folders: set[str] = set()
+    for name in names:
+        while (name := posixpath.dirname(name)) and name not in folders:
+            folders.add(name)
+    for name in names:
+        for written in [png_name(name), *([_overlay_name(name)] if overlays else [])]:
+            if written in folders:
+                raise ValueError(
+                    f"labels of {name!r} and of what is in the folder {written!r} would lie in one place; "
+                    "rename one of them"
+                )
+
+
 def _write_pictures(rows: Sequence[dict[str, Any]], output_uri: str) -> None:
     def write(row: dict[str, Any]) -> None:
         storage.write_bytes(storage.join(output_uri, PNGS, png_name(row["file_name"])), row["panoptic"])
@@ -100,4 +116,8 @@ def _copy_pictures(files: pa.Table, *, output_uri: str, overlays: bool) -> pa.Ta
 
 
 def _overlay_uri(run_uri: str, file_name: str) -> str:
-    return storage.join(run_uri, OVERLAYS, posixpath.splitext(file_name)[0] + ".jpg")
+    return storage.join(run_uri, OVERLAYS, _overlay_name(file_name))
+
+
+def _overlay_name(file_name: str) -> str:
+    return posixpath.splitext(file_name)[0] + ".jpg"

@@ -113,7 +113,7 @@ def read_token_digest(auth: Literal["token", "none"], environment: Mapping[str, 
     """SHA-256 of the token, so that the token itself is not stored on the cluster.
 
     Raises:
-        ValueError: a token is asked for, and there is none.
+        ValueError: a token is asked for, and there is none, or none that can stand in a header.
     """
     if auth == "none":
         return None
@@ -122,6 +122,11 @@ def read_token_digest(auth: Literal["token", "none"], environment: Mapping[str, 
         raise ValueError(
             f"auth is 'token', but {TOKEN_VARIABLE} is not set; set it to a secret of your choice in the "
             "environment of this job, or write 'auth: none' in its config to let everybody in"
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(
+            f"{TOKEN_VARIABLE} has a space or a letter that clients write in headers in different ways; "
+            "make it of ASCII letters, digits and signs, as `openssl rand -hex 32` does"
         )
     return hashlib.sha256(token.encode()).digest()
 
