@@ -103,9 +103,10 @@ def _claim_pixels(best: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> _
     won, claimed = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
     for rows, logits in _tiles(mask_logits, size, values=count):
         probabilities = logits.sigmoid()
-        top = (best[:, None, None] * probabilities).argmax(dim=0)
         inside = probabilities >= 0.5
-        claimed += inside.sum(dim=(1, 2)).cpu()
+        # `max` finds the same index as `argmax`, in a fifth of its time on a CPU.
+        top = probabilities.mul_(best[:, None, None]).max(dim=0).indices
+        claimed += _areas(inside)
         won += torch.bincount(top.flatten(), minlength=count).cpu()
         sure = inside.gather(0, top[None])[0]
         winner[rows] = torch.where(sure, top, count).cpu().numpy()
@@ -179,7 +180,7 @@ def semantic(
         return labels
     weighted = _weighted(class_probs, scores)
     for rows, logits in _tiles(mask_logits, size, values=sum(class_probs.shape)):
-        labels[rows] = _class_scores(weighted, logits).argmax(dim=0).cpu().numpy()
+        labels[rows] = _class_scores(weighted, logits).max(dim=0).indices.cpu().numpy()
     return labels
 
 
@@ -219,9 +220,17 @@ def _binarise(mask_logits: Tensor, size: tuple[int, int]) -> tuple[NDArray[np.bo
     for rows, logits in _tiles(mask_logits, size, values=count):
         inside = logits > 0
         masks[:, rows] = inside.cpu().numpy()
-        area += inside.sum(dim=(1, 2)).cpu()
+        area += _areas(inside)
         total += (logits.sigmoid() * inside).sum(dim=(1, 2)).cpu()
     return masks, total / (area + 1e-6)
+
+
+def _areas(masks: Tensor) -> Tensor:
+    """Pixels of each mask, bool [Q, h, w] -> [Q], on the CPU."""
+    if masks.device.type != "cpu":
+        return masks.sum(dim=(1, 2)).cpu()
+    # torch adds bools up one by one there, numpy by whole vectors.
+    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.long)
 
 
 def _class_scores(weighted: Tensor, logits: Tensor) -> Tensor:
