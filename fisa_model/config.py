@@ -37,8 +37,8 @@ class CLIPConfig:
     """A pretrained tag of open_clip or a weights file; None is a folder's own, or random for a name."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model is empty; name an open_clip model, 'local-dir:/path' or 'toy'")
+        if not self.model.removeprefix(LOCAL_DIR):
+            raise ValueError(f"model is {self.model!r}; name an open_clip model, 'local-dir:/path' or 'toy'")
         if self.weights is not None and self.is_local:
             raise ValueError(
                 f"weights must be left out for {self.model!r}, which brings its own; got {self.weights!r}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisa_model.clip_weights import UNKNOWN_CLIP, CLIPFacts, LoadedCLIP, load_clip, read_architecture
-from fisa_model.config import FISAConfig, Resize
+from fisa_model.config import FISAConfig, Resize, Trained
 from fisa_model.image_tower import ImageTower
 from fisa_model.lora import add_lora
 from fisa_model.mask_attention import DistributionAdapter, attention_bias
@@ -69,6 +69,8 @@ class FISA(nn.Module):
         self.bias = bias
         self.cls_key = cls_key
         self.resize: Resize = resize
+        self.trained: Trained = "none"
+        """What `freeze` let learn."""
 
     @property
     def image_size(self) -> int:
@@ -140,7 +142,8 @@ class FISA(nn.Module):
                 "the language encoder of this model was trained, so the frozen CLIP is not in it; use an "
                 "ensemble with weights of trains_text false"
             )
-        if self.visual_encoder.trains_images:
+        shared = self.trained == "simo" and self.visual_encoder.query_projection == "shared"
+        if shared or self.trained in ("full", "lora"):
             raise ValueError(
                 "the image path of this model was trained, so the frozen CLIP is not in it; use an ensemble "
                 "with weights of trained 'simo' or 'seve_only' and query_projection 'mask_only'"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from fisa_model.config import AdapterConfig, EnsembleConfig, FISAConfig, PanopticConfig, SEVEConfig
@@ -189,7 +190,7 @@ class FISAPredictor:
         panoptic: PanopticConfig = DEFAULT_PANOPTIC,
     ) -> list[Segmentation]:
         """Labels pictures of any sizes with one vocabulary, in one pass of the model."""
-        if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str):
+        if isinstance(images, str | Path | Image.Image):
             raise ValueError(f"images is a list of pictures, got {images!r}; use `segment` for one")
         vocabulary = classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
         arrays = [read_picture(image) for image in images]

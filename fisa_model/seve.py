@@ -50,6 +50,7 @@ class SEVE(nn.Module):
 
     def __init__(self, config: SEVEConfig, *, width: int, text_width: int, layers: int) -> None:
         super().__init__()
+        self.config = config
         self.residual = config.residual
         self.token_norm = config.token_norm
         self.layers = layers if config.first_layers is None else config.first_layers

@@ -31,6 +31,7 @@ class ParameterGroup(TypedDict):
 
 def freeze(model: "FISA", trained: Trained) -> None:
     """Lets exactly the named part learn; see `FISAConfig.trained`."""
+    model.trained = trained
     model.requires_grad_(requires_grad=False)
     for parameter in learning_parameters(model, trained):
         parameter.requires_grad = True

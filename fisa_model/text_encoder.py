@@ -136,7 +136,9 @@ class TextEncoder:
         """The rows of all names, from the cache or else encoded, but for those that are known."""
         cached = None if self.cache is None else self.cache.read(names, templates)
         if cached is not None:
-            return dict(zip(names, cached.to(self.clip.logit_scale.device), strict=True))
+            # Each in memory of its own: a row of the file would hold all of it.
+            cached = cached.to(self.clip.logit_scale.device)
+            return {name: row.clone() for name, row in zip(names, cached, strict=True)}
         new = [name for name in names if name not in known]
         with torch.no_grad():
             rows = {**known, **dict(zip(new, self._encode(new, templates), strict=True))}

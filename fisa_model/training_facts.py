@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from fisa_model.mask_generators import ProposalForm
-from fisa_model.vocabulary import Vocabulary, get_templates
+from fisa_model.vocabulary import TEMPLATES, Vocabulary, get_templates
 
 TEMPLATES_KEY, VOCABULARY_KEY, PROPOSALS_KEY = "templates", "vocabulary", "proposals"
 DEFAULT_TEMPLATES = "vild"
@@ -43,8 +43,12 @@ class TrainingFacts:
         Raises:
             ValueError: what the file says is damaged, or of a later version.
         """
+        templates = metadata.get(TEMPLATES_KEY, DEFAULT_TEMPLATES)
+        if templates not in TEMPLATES:
+            known = ", ".join(TEMPLATES)
+            raise ValueError(f"{path}: trained with templates {templates!r}, this version knows {known}")
         return cls(
-            templates=metadata.get(TEMPLATES_KEY, DEFAULT_TEMPLATES),
+            templates=templates,
             vocabulary=_read_vocabulary(metadata.get(VOCABULARY_KEY), path),
             proposal_form=_read_form(metadata.get(PROPOSALS_KEY), path),
         )

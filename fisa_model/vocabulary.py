@@ -183,10 +183,17 @@ def _category(row: Mapping[str, Any]) -> Category:
     return Category(
         int(row["id"]),
         row["name"],
-        bool(int(row.get("isthing", 1))),
+        _flag(row, "isthing"),
         synonyms=_words(row, "synonyms"),
         prompted_as=_words(row, "prompted_as"),
     )
+
+
+def _flag(row: Mapping[str, Any], key: str) -> bool:
+    value = row.get(key, 1)
+    if str(value) not in ("0", "1", "True", "False"):
+        raise ValueError(f"category {row['name']!r}: {key} must be 0 or 1, got {value!r}")
+    return str(value) in ("1", "True")
 
 
 def _words(row: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A weights file: the few tensors that FISA trained, and what is needed to use them."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fisa_model.clip_weights import hash_tensors
 from fisa_model.config import AdapterConfig, CLIPConfig, FISAConfig, SEVEConfig
 from fisa_model.fisa import FISA, build_fisa
-from fisa_model.lora import LowRank
 from fisa_model.simo import learning_parameters
 from fisa_model.text_encoder import TextEncoder
 from fisa_model.training_facts import TrainingFacts
@@ -79,18 +78,18 @@ def save_fisa(path: Path | str, model: FISA, config: FISAConfig, facts: Training
 
 def _check_config(model: FISA, config: FISAConfig) -> None:
     """Refuses a config that would load as another model."""
-    lora = any(isinstance(module, LowRank) for module in model.modules())
+    seve = replace(config.seve, enabled=False) if model.seve is None else model.seve.config
     stated: dict[str, tuple[object, object]] = {
         "image_size": (config.image_size, model.image_size),
         "resize": (config.resize, model.resize),
         "cls_key": (config.cls_key, model.cls_key),
         "query_projection": (config.query_projection, model.visual_encoder.query_projection),
-        "seve.enabled": (config.seve.enabled, model.seve is not None),
+        "seve": (config.seve, seve),
         "adapter.layers": (config.adapter.layers, len(model.adapter.convolutions)),
         "adapter.bias": (config.adapter.bias, model.bias),
         "adapter.where": (config.adapter.where, model.adapter.where),
         "trains_text": (config.trains_text, model.text_tower is not None),
-        "trained == 'lora'": (config.trained == "lora", lora),
+        "trained": (config.trained, model.trained),
     }
     for name, (said, found) in stated.items():
         if said != found:

@@ -32,7 +32,11 @@ class FelzenszwalbGenerator:
 
     def __call__(self, image: NDArray[np.uint8]) -> MaskProposals:
         step = -(-max(image.shape[:2]) // self.max_side)
-        small = np.asarray(Image.fromarray(image).reduce(step)) if step > 1 else image
+        height, width = image.shape[:2]
+        small = image
+        if step > 1:
+            size = (-(-width // step), -(-height // step))
+            small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
         regions = felzenszwalb(small, scale=self.scale, sigma=self.sigma, min_size=self.min_size)
         inside = regions == np.arange(regions.max() + 1)[:, None, None]
         logits = np.where(inside, np.float32(LOGIT), np.float32(-LOGIT))

@@ -136,20 +136,25 @@ def map_uris(
 
 
 def _local_models(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted name and location of every model of a config that is a local file or folder.
-
-    Weights and CLIPs may also be named on a hub, and are no location then.
-    """
+    """Dotted name and location of every model of a config that is a local file or folder."""
     if not dataclasses.is_dataclass(value) or isinstance(value, Job):
         return
     for member in dataclasses.fields(value):
         name, found = join_path(path, member.name), getattr(value, member.name)
-        if not isinstance(found, str):
+        if location := _local_model(member.name, found):
+            yield name, location
+        else:
             yield from _local_models(found, name)
-        elif found.startswith(LOCAL_DIR):
-            yield name, storage.make_absolute(found.removeprefix(LOCAL_DIR))
-        elif found and member.name.endswith("weights") and os.path.exists(storage.make_absolute(found)):
-            yield name, storage.make_absolute(found)
+
+
+def _local_model(name: str, value: object) -> str | None:
+    """Where a field's model is, if on this disk: weights and CLIPs may also be named on a hub."""
+    if not isinstance(value, str) or not value:
+        return None
+    if value.startswith(LOCAL_DIR):
+        return storage.make_absolute(value.removeprefix(LOCAL_DIR))
+    is_weights = name.endswith("weights") and "://" not in value
+    return storage.make_absolute(value) if is_weights and os.path.exists(os.path.expanduser(value)) else None
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -161,15 +166,17 @@ def to_json(config: Any) -> dict[str, Any]:
 def what_data_depends_on(value: Any) -> Any:
     """A config as plain JSON values, without what changes no data or is known otherwise.
 
-    Digests of the inputs stand for locations. A tolerance is left out, so that a job that lost too many
-    images goes on with what it did once `max_rejected_fraction` is raised. A field at its default is left
-    out, so that one that a later release adds makes nothing anew (`Stage.revision` is for other changes).
+    Digests of the inputs stand for locations and local models. A tolerance is left out, so that a job that
+    lost too many images goes on with what it did once `max_rejected_fraction` is raised. A field at its
+    default is left out, so that one that a later release adds makes nothing anew (`Stage.revision` is for
+    other changes).
     """
     if dataclasses.is_dataclass(value):
         return {
             member.name: what_data_depends_on(getattr(value, member.name))
             for member in dataclasses.fields(value)
             if not member.name.endswith(("_uri", "_uris", "max_rejected_fraction"))
+            and not _local_model(member.name, getattr(value, member.name))
             and getattr(value, member.name) != _default_of(member)
         }
     if isinstance(value, Mapping):

@@ -259,7 +259,7 @@ def _read_pointer(uri: str) -> str | None:
     except ValueError:
         return None
     name = pointer.get("version") if isinstance(pointer, dict) and len(pointer) == 1 else None
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and re.fullmatch(VERSION_NAME, name) else None
 
 
 def publish(output_uri: str, version: Version) -> None:

@@ -85,9 +85,11 @@ def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], *, columns: int, 
     """Pictures in rows of so many, each `width` pixels wide and under its title."""
     font = _font(14)
     line = 20
+    # A very tall picture would make its row, and so the sheet, as tall.
+    heights = [min(2 * width, max(1, round(p.height * width / p.width))) for _, p in pictures]
     scaled = [
-        (title, picture.resize((width, max(1, round(picture.height * width / picture.width)))))
-        for title, picture in pictures
+        (title, picture.resize((max(1, min(width, round(picture.width * height / picture.height))), height)))
+        for (title, picture), height in zip(pictures, heights, strict=True)
     ]
     rows = [scaled[start : start + columns] for start in range(0, len(scaled), columns)]
     heights = [line + max(picture.height for _, picture in row) for row in rows]

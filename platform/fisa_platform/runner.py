@@ -230,8 +230,10 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
 
 def _weights_problem(path: str, found: Input) -> list[str]:
     """What is wrong with a place for weights that has other things."""
-    is_weights = path.rpartition(".")[2] == "weights_uri"
-    if not is_weights or found.uri.endswith(".safetensors") or manifest.find_version(found.uri) is not None:
+    if path.rpartition(".")[2] != "weights_uri" or found.uri.endswith(".safetensors"):
+        return []
+    version = manifest.find_version(found.uri)
+    if version is not None and version.files(suffix=".safetensors"):
         return []
     return [
         f"config.{path}: {found.uri}: holds no version of weights; give what `train` wrote, or a "

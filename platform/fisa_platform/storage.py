@@ -81,7 +81,7 @@ def is_file_here(uri: str) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a relative path has a part that starts with a dot, as what Finder and editors leave does."""
+    """Whether a relative path has a part that starts with a dot."""
     return path.startswith(".") or "/." in path
 
 
@@ -223,7 +223,7 @@ def fingerprint(uri: str) -> str:
     """Hex digest that changes when the data there changes, without reading it.
 
     A file counts by its size and its time of change (or ETag), a folder by the names and that of its files,
-    but for hidden ones.
+    but for those with a dot first, as Finder and editors leave.
 
     Raises:
         FileNotFoundError: nothing is there, or an empty folder.
@@ -235,7 +235,7 @@ def fingerprint(uri: str) -> str:
         info = filesystem.info(path)
         if info["type"] == "directory":
             marks: list[Any] = sorted(
-                (name, mark) for name, mark in _stamps(uri).items() if not is_hidden(name)
+                (path, mark) for path, mark in _stamps(uri).items() if not is_hidden(path.rpartition("/")[2])
             )
         else:
             marks = [info["size"], _stamp_of(info)]

@@ -53,7 +53,7 @@ def _local_error(uri: str, error: Exception) -> Exception:
     """The sentence for an error of a disk; any other error as it is."""
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{uri}: no such file; check the path")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and error.strerror:
         return PermissionError(f"{uri}: {error.strerror}; check the rights there")
     if isinstance(error, IsADirectoryError):
         return StorageError(f"{uri}: is a folder, not a file; check the path")

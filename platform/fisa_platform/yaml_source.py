@@ -97,12 +97,15 @@ class _Reader:
         self.open.append(node)
         try:
             return self._read(node, path)
-        except ValueError as error:
-            message = f"line {line}: not what its tag says ({error}); leave the tag out"
+        except UnicodeDecodeError:
+            message = f"line {line}: half a letter (a lone surrogate); write it whole"
             self.mistakes.append(Mistake(path, message))
-            return None
+        except (ValueError, KeyError, AttributeError):
+            message = f"line {line}: {node.value!r} is not what its tag {node.tag!r} says; leave the tag out"
+            self.mistakes.append(Mistake(path, message))
         finally:
             self.open.pop()
+        return None
 
     def _read(self, node: yaml.Node, path: str) -> Any:
         if isinstance(node, yaml.MappingNode):

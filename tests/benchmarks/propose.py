@@ -69,7 +69,7 @@ def find_side(milliseconds: float) -> int:
 
 def write_images(folder: Path, count: int, side: int) -> str:
     """A table of images, as `shard` writes it."""
-    pending = manifest.new_version(str(folder / f"images-{count}"), "benchmark")
+    pending = manifest.new_version(str(folder / f"images-{count}"), "be" * 8)
     for first in range(0, count, ROWS_PER_FILE):
         rows = []
         for number in range(first, min(first + ROWS_PER_FILE, count)):

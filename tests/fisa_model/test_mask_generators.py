@@ -52,6 +52,19 @@ def test_felzenszwalb_does_not_move_what_it_finds(width: int, step: int) -> None
     assert abs(np.mean(shifts)) <= 0.2 * step
 
 
+@pytest.mark.parametrize("width", [3196, 3200, 3204])
+def test_felzenszwalb_keeps_the_frame_of_a_side_that_is_no_multiple(width: int) -> None:
+    """The left edge of something near the right border."""
+    shifts = []
+    for start in range(3000, 3005):
+        image = np.full((200, width, 3), 40, dtype=np.uint8)
+        image[:, start:] = 220
+        regions = FelzenszwalbGenerator()(image).mask_logits > 0
+        edge = max(region.any(axis=0).argmax() for region in regions)
+        shifts.append(edge * width / regions.shape[2] - start)
+    assert abs(np.mean(shifts)) <= 1.0
+
+
 SIZES = ((100, 130), (130, 100), (100, 130), (50, 65), (90, 130))
 """Three test sizes at 40 to 60: the third image has the first's, and the fourth as well."""
 

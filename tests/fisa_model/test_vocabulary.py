@@ -77,6 +77,7 @@ def test_the_class_list_of_another_dataset_is_refused() -> None:
 def test_classes_that_share_a_name() -> None:
     vocabulary = Vocabulary.from_names(["settee, sofa", "wall", "Grass", "wall-other-merged"])
     other = Vocabulary((WALL, *SOFA_AND_GRASS.categories))
+    assert other.shares_name_with(vocabulary) == (True, True, True)
     assert vocabulary.shares_name_with(other) == (True, True, True, False)
 
 
@@ -131,6 +132,10 @@ def test_mistakes_in_json_are_named() -> None:
         Vocabulary.from_json([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}])
     with pytest.raises(ValueError, match="lacks 'name'"):
         Vocabulary.from_json([{"id": 1}])
+    for value in (None, "true", 2):
+        with pytest.raises(ValueError, match=f"category 'a': isthing must be 0 or 1, got {value!r}"):
+            Vocabulary.from_json([{"id": 1, "name": "a", "isthing": value}])
+    assert Vocabulary.from_json([{"id": 1, "name": "a", "isthing": "0"}]).is_thing == (False,)
     with pytest.raises(ValueError, match="synonyms must be a list"):
         Vocabulary.from_json([{"id": 1, "name": "a", "synonyms": "b"}])
     with pytest.raises(ValueError, match="prompted_as must be a list"):

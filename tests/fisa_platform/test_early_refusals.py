@@ -11,8 +11,10 @@ import pytest
 from fisa_model.config import fisa_toy
 from fisa_model.fisa import build_fisa
 from fisa_model.weights import save_fisa
+from fisa_platform import storage
 from fisa_platform.classifier import ClassifierConfig, check_weights
 from fisa_platform.compute import Compute, check_fits
+from fisa_platform.job import what_data_depends_on
 from fisa_platform.runner import outline_jobs, plan_jobs, run_job
 from fisa_platform.spec import job_from_data
 
@@ -155,7 +157,15 @@ def test_local_weights_are_inputs_and_names_of_a_hub_are_not(tmp_path: Path) -> 
 def test_a_folder_of_a_clip_is_an_input(tmp_path: Path) -> None:
     spec = label_spec(things=["cat"])
     spec["config"]["classifier"] = {"frozen": {"clip": {"model": f"local-dir:{tmp_path}"}, "image_size": 224}}
-    assert job_from_data(spec).input_uris()["classifier.frozen.clip.model"] == str(tmp_path)
+    job = job_from_data(spec)
+    assert job.input_uris()["classifier.frozen.clip.model"] == str(tmp_path)
+    spec["config"]["classifier"]["frozen"]["clip"]["model"] = f"local-dir:{tmp_path.parent}/./{tmp_path.name}"
+    assert what_data_depends_on(job_from_data(spec).config) == what_data_depends_on(job.config)
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"1")
+    before = Path(job.input_uris()["classifier.frozen.clip.model"])
+    digest = storage.fingerprint(str(before))
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"22")
+    assert storage.fingerprint(str(before)) != digest
 
 
 def test_a_place_for_weights_that_has_other_things_is_a_problem(tmp_path: Path) -> None:

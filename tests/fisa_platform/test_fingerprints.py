@@ -1,6 +1,7 @@
 """What makes a stage run anew: another config, other inputs or another revision, but not a new release."""
 
 import dataclasses
+import hashlib
 import json
 import typing
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fisa_model.config import PANOPTIC_PRESETS
+from fisa_model.vocabulary import TEMPLATES
 from fisa_platform.compute import Compute
 from fisa_platform.decode import fields_of, is_required
 from fisa_platform.job import Job, Stage, StageResult, what_data_depends_on
@@ -15,6 +18,7 @@ from fisa_platform.runner import run_job
 from fisa_platform.stages import STAGES
 
 DEFAULTS_PATH = Path(__file__).parent / "stage_defaults.json"
+REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,24 +119,43 @@ def default_of(member):
     return f"{type(value).__name__}()" if value == type(value)() else repr(value)
 
 
+def defaults_of(config):
+    """Of a stage's config and all that it is made of."""
+    return {
+        f"{kind.__name__}.{member}": default_of(facts)
+        for kind in sorted(configs_within(config), key=lambda kind: kind.__name__)
+        for member, _, facts in fields_of(kind)
+        if not is_required(facts)
+    }
+
+
+def shipped():
+    """Digests of what decides data and stands in no config."""
+    model = REPOSITORY / "fisa_model"
+    files = [*(model / "class_lists").glob("*.tsv"), *(model / "assets").rglob("*")]
+    contents = {path.relative_to(model).as_posix(): path.read_bytes() for path in files if path.is_file()}
+    contents |= {"presets": repr(PANOPTIC_PRESETS).encode(), "templates": repr(TEMPLATES).encode()}
+    return {name: hashlib.sha256(data).hexdigest()[:16] for name, data in sorted(contents.items())}
+
+
 def test_a_changed_default_comes_with_a_revision(tmp_path):
     """Otherwise versions of the old default would pass for versions of the new one."""
+    versioned = {name: stage for name, stage in STAGES.items() if stage.versioned}
     found = {
-        name: {
-            "revision": stage.revision,
-            "defaults": {
-                f"{config.__name__}.{member}": default_of(facts)
-                for config in sorted(configs_within(stage.config), key=lambda kind: kind.__name__)
-                for member, _, facts in fields_of(config)
-                if not is_required(facts)
-            },
-        }
-        for name, stage in STAGES.items()
-        if stage.versioned
+        "revisions": {name: stage.revision for name, stage in versioned.items()},
+        "defaults": {name: defaults_of(stage.config) for name, stage in versioned.items()},
+        "shipped": shipped(),
     }
+    known = json.loads(DEFAULTS_PATH.read_text(encoding="utf-8"))
     found_path = tmp_path / DEFAULTS_PATH.name
     found_path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    assert json.loads(DEFAULTS_PATH.read_text(encoding="utf-8")) == json.loads(found_path.read_text()), (
-        f"defaults or revisions of stages are not those of {DEFAULTS_PATH.name}. Where a default changed, "
-        f"raise `revision` of every stage that has it; then: mv {found_path} {DEFAULTS_PATH}"
-    )
+    found = json.loads(found_path.read_text(encoding="utf-8"))
+    for stage, defaults in found["defaults"].items():
+        before = known["defaults"].get(stage, {})
+        changed = sorted(name for name in before.keys() & defaults if before[name] != defaults[name])
+        same = known["revisions"].get(stage) == found["revisions"][stage]
+        assert not (changed and same), f"{changed} changed; raise `revision` of stage {stage!r} in STAGES"
+    changed = sorted(n for n in known["shipped"] if known["shipped"][n] != found["shipped"].get(n))
+    same = known["revisions"] == found["revisions"]
+    assert not (changed and same), f"{changed} changed; raise `revision` of the stages that read it in STAGES"
+    assert known == found, f"write what is new to the file of defaults: mv {found_path} {DEFAULTS_PATH}"

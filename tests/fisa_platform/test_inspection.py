@@ -21,7 +21,7 @@ SCENES = 5
 
 @pytest.fixture
 def images(tmp_path: Path) -> Version:
-    pending = manifest.new_version(str(tmp_path / "images"), "some")
+    pending = manifest.new_version(str(tmp_path / "images"), "50" * 8)
     rows = load_images(toyworld.index(seed=1, count=SCENES, names="all").rows)
     failed = [{"image_id": f"bad {n}", "file_name": f"{n}.jpg", "reason": "cut short"} for n in range(7)]
     for table in (rows, failable_table(IMAGES, failed)):
@@ -35,7 +35,7 @@ def images(tmp_path: Path) -> Version:
 @pytest.fixture
 def proposals(images: Version, tmp_path: Path) -> Version:
     """One mask a scene, its left half."""
-    pending = manifest.new_version(str(tmp_path / "proposals"), "some")
+    pending = manifest.new_version(str(tmp_path / "proposals"), "50" * 8)
     logits = np.full((1, 20, 20), -1, np.float32)
     logits[:, :, :10] = 1
     row = encode_proposals(MaskProposals(logits, np.ones(1, np.float32)), 224, 224)
@@ -82,7 +82,7 @@ def test_its_images_are_drawn_with_their_masks(
 
 
 def test_what_has_no_images_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pending = manifest.new_version(str(tmp_path), "some")
+    pending = manifest.new_version(str(tmp_path), "50" * 8)
     version = manifest.commit(pending, stage="train", config={}, inputs={}, seconds=0)
     with pytest.raises(SystemExit) as ended:
         main(["inspect", version.uri, "--show", "1"])
@@ -102,7 +102,7 @@ def test_a_drawing_that_could_not_be_written_is_not_begun(
 
 def test_labels_of_a_folder_are_drawn_on_its_pictures(images: Version, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
-    pending = manifest.new_version(str(tmp_path / "labels"), "some")
+    pending = manifest.new_version(str(tmp_path / "labels"), "50" * 8)
     rows = images.dataset("images/").to_table().to_pylist()[:2]
     for row in rows:
         storage.write_bytes(f"{folder}/{row['file_name']}", row["image"])

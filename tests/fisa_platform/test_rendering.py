@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 
 from fisa_model.vocabulary import Category, Vocabulary
-from fisa_platform.rendering import class_colour, draw_masks, draw_segments, encode_picture, side_by_side
+from fisa_platform.rendering import (
+    class_colour,
+    contact_sheet,
+    draw_masks,
+    draw_segments,
+    encode_picture,
+    side_by_side,
+)
 
 VOCABULARY = Vocabulary(
     (Category(1, "striped red triangle"), Category(9, "grass", False), Category(12, "sky"))
@@ -71,6 +78,13 @@ def test_a_thin_image_is_not_enlarged_beyond_measure():
     image, ids = np.zeros((1, 2000, 3), np.uint8), np.zeros((1, 2000), np.int32)
     assert draw_segments(image, ids, [], VOCABULARY).size == (2000, 1)
     assert draw_masks(image[:, :150], np.ones((1, 1, 150), dtype=bool)).size == (13 * 150, 13)
+
+
+def test_a_tall_picture_does_not_make_the_sheet_as_tall():
+    sheet = contact_sheet(
+        [("a", Image.new("RGB", (1, 2000))), ("b", Image.new("RGB", (40, 30)))], columns=2, width=60
+    )
+    assert sheet.size == (120, 20 + 120)
 
 
 def test_a_side_that_jpeg_has_no_number_for_is_made_smaller():

@@ -16,7 +16,7 @@ from fisa_platform.tables import failable_table, write_batch, write_parquet
 @pytest.fixture
 def attempts(tmp_path: Path) -> tuple[PendingVersion, PendingVersion]:
     """Two attempts at one version."""
-    first, second = (manifest.new_version(str(tmp_path / "proposals"), "fingerprint") for _ in range(2))
+    first, second = (manifest.new_version(str(tmp_path / "proposals"), "f1" * 8) for _ in range(2))
     return first, second
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def test_a_picture_below_an_allowed_prefix_is_fetched(tmp_path: Path) -> None:
     assert ask(f"{tmp_path}/open/a.png").status_code == 200
     assert ask(f"file://{tmp_path}/open/a.png").status_code == 200
     assert "no such file" in detail(ask(f"{tmp_path}/open/b.png"), 404)
+    for malformed in ("file:/etc/passwd", "s3:/b/x", "file://"):
+        assert "is no location" in detail(ask(malformed), 422)
     for elsewhere in (
         f"{tmp_path}/secret.png",
         f"{tmp_path}/open/../secret.png",
@@ -122,6 +125,20 @@ def test_a_picture_below_an_allowed_prefix_is_fetched(tmp_path: Path) -> None:
         "http://127.0.0.1/a.png",
     ):
         assert "not below a prefix" in detail(ask(elsewhere), 403)
+
+
+def test_every_file_has_a_digest_of_its_own() -> None:
+    seen: list[Question] = []
+
+    async def look(question: Question) -> Segmentation:
+        seen.append(question)
+        return await left_half(question)
+
+    asking = client(answer=look)
+    for data in (png(2, 4), png(4, 2), png(2, 4)):
+        asking.post("/v1/segment", data={"classes": ["cat"]}, files=upload(data))
+    digests = [question.digest for question in seen]
+    assert digests == [hashlib.sha256(data).hexdigest() for data in (png(2, 4), png(4, 2), png(2, 4))]
 
 
 def test_pictures_are_drawn() -> None:
@@ -297,11 +314,46 @@ def test_of_more_pictures_than_there_is_room_for_the_last_ones_are_kept() -> Non
     assert generator.pictures == 1
 
 
+def test_the_picture_that_was_asked_about_least_recently_goes_first() -> None:
+    predictor = FISAPredictor.baseline(fisa_toy())
+    words = vocabulary("seen")
+    all_three = Segmenter(predictor, MODEL, kept_bytes=10**9)
+    all_three([question_of(number, words) for number in range(3)])
+    segmenter = Segmenter(predictor, MODEL, kept_bytes=int(all_three.kept.currsize) - 1)
+    for number in (0, 1, 0, 2):
+        segmenter([question_of(number, words)])
+    assert set(segmenter.kept) == {"scene 0", "scene 2"}
+
+
+def test_parts_of_a_batch_may_come_at_once() -> None:
+    """Ray Serve calls for them so where a client sends `serve_multiplexed_model_id`."""
+    predictor = FISAPredictor.baseline(fisa_toy())
+    words = vocabulary("seen")
+    alone = [Segmenter(predictor, MODEL)([question_of(number, words)])[0].ids for number in range(6)]
+    one = Segmenter(predictor, MODEL, kept_bytes=10**9)
+    one([question_of(0, words)])
+    segmenter = Segmenter(predictor, MODEL, kept_bytes=int(2.5 * one.kept.currsize))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            order = [number % 6 for number in range(48)]
+            answers = list(pool.map(lambda number: segmenter([question_of(number, words)]), order))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(np.array_equal(answers[row][0].ids, alone[number]) for row, number in enumerate(order))
+    kept = [Segmenter(predictor, MODEL, kept_bytes=10**9) for _ in segmenter.kept]
+    for other, digest in zip(kept, segmenter.kept, strict=True):
+        other([question_of(int(digest.removeprefix("scene ")), words)])
+    assert segmenter.kept.currsize == sum(other.kept.currsize for other in kept) > 0
+
+
 def test_what_is_kept_of_a_picture_holds_no_memory_of_its_batch() -> None:
     segmenter = Segmenter(FISAPredictor.baseline(fisa_toy()), MODEL, kept_bytes=10**9)
     segmenter([question_of(number, vocabulary("seen")) for number in range(3)])
     for picture in segmenter.kept.values():
         parts = [*picture.features.keys, *picture.features.values, *picture.proposals.mask_logits]
+        parts.append(picture.features.cls_token)
         assert all(part.untyped_storage().nbytes() == part.nbytes for part in parts)
 
 

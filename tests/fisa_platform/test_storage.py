@@ -75,9 +75,11 @@ def test_fingerprint_follows_the_content(folder_uri: str) -> None:
 def test_hidden_files_do_not_count(folder_uri: str) -> None:
     storage.write_bytes(storage.join(folder_uri, "f", "x"), b"1")
     before = storage.fingerprint(storage.join(folder_uri, "f"))
-    for name in (".DS_Store", "sub/.thumbnails/y"):
+    for name in (".DS_Store", "sub/._y"):
         storage.write_bytes(storage.join(folder_uri, "f", name), b"1")
     assert storage.fingerprint(storage.join(folder_uri, "f")) == before
+    storage.write_bytes(storage.join(folder_uri, "f", ".exported/y"), b"1")  # COCO's JSON may name this one
+    assert storage.fingerprint(storage.join(folder_uri, "f")) != before
 
 
 def test_upload_and_download_are_inverse(folder_uri: str, tmp_path: Path) -> None:

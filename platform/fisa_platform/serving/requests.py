@@ -73,7 +73,10 @@ def read_vocabulary(fields: SegmentFields, limits: Limits) -> Vocabulary:
 
 def read_image_uri(uri: str, limits: Limits) -> bytes:
     """A picture's file that lies below an allowed prefix."""
-    location = storage.make_absolute(uri)
+    try:
+        location = storage.make_absolute(uri)
+    except ValueError as error:
+        raise HTTPException(422, f"image_uri: {error}") from error
     prefixes = [storage.make_absolute(prefix) + "/" for prefix in limits.allowed_image_prefixes]
     # Some stores resolve "..", so that the prefix alone would not hold.
     if storage.leads_out(uri) or not location.startswith(tuple(prefixes)):

@@ -1,7 +1,8 @@
 """The model behind the service: several pictures, each with its own words, in one pass."""
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,33 +52,48 @@ class Segmenter:
         """`kept_bytes` is the room for pictures that are kept, those asked about last, for further words."""
         self.predictor = predictor
         self.info = info
+        self._lock = threading.Lock()
         self.kept: LRUCache[str, EncodedPicture] = LRUCache(kept_bytes, getsizeof=_tensor_bytes)
 
     def __call__(self, questions: Sequence[Question]) -> list[Segmentation]:
-        pictures = self._encode(questions)
-        return [self._answer(question, pictures[question.digest]) for question in questions]
+        rows: dict[str, list[int]] = {}
+        for row, question in enumerate(questions):
+            rows.setdefault(question.digest, []).append(row)
+        images = {digest: questions[of_picture[0]].image for digest, of_picture in rows.items()}
+        answers: dict[int, Segmentation] = {}
+        # Ray Serve may split a batch and call for its parts at once.
+        with self._lock:
+            for digest, picture in self._encode(images):
+                answers |= {row: self._answer(questions[row], picture) for row in rows[digest]}
+        return [answers[row] for row in range(len(questions))]
 
-    def _encode(self, questions: Sequence[Question]) -> dict[str, EncodedPicture]:
-        """The pictures of the questions by their digests."""
-        digests = {question.digest for question in questions}
-        pictures = {digest: kept for digest in digests if (kept := self.kept.get(digest)) is not None}
-        images = {
-            question.digest: question.image for question in questions if question.digest not in pictures
-        }
-        if not images:
-            return pictures
-        proposals = propose_masks(self.predictor.generator, list(images.values()))
-        features = self.predictor.encode_images(list(images.values()))
-        for row, ((digest, image), masks) in enumerate(zip(images.items(), proposals, strict=True)):
+    def _encode(self, images: Mapping[str, NDArray[np.uint8]]) -> Iterator[tuple[str, EncodedPicture]]:
+        """Digests and pictures, one after the other, so that masks of one picture are held at a time."""
+        new: dict[str, NDArray[np.uint8]] = {}
+        for digest, image in images.items():
+            kept = self.kept.get(digest)
+            if kept is None:
+                new[digest] = image
+            else:
+                yield digest, kept
+        if not new:
+            return
+        proposals = propose_masks(self.predictor.generator, list(new.values()))
+        features = self.predictor.encode_images(list(new.values()))
+        for row, ((digest, image), masks) in enumerate(zip(new.items(), proposals, strict=True)):
             height, width, _ = image.shape
             prepared = self.predictor.prepare([masks], [(height, width)])
-            pictures[digest] = EncodedPicture(_image_row(features, row), prepared)
-            self._keep(digest, pictures[digest])
-        return pictures
+            picture = EncodedPicture(_image_row(features, row), prepared)
+            yield digest, picture
+            self._keep(digest, picture)
 
     def _keep(self, digest: str, picture: EncodedPicture) -> None:
-        if _tensor_bytes(picture) <= self.kept.maxsize:
-            self.kept[digest] = _copy(picture)
+        size = _tensor_bytes(picture)
+        if size > self.kept.maxsize:
+            return
+        while self.kept.currsize + size > self.kept.maxsize:
+            self.kept.popitem()  # before the copy, so that both are never held
+        self.kept[digest] = _copy(picture)
 
     def _answer(self, question: Question, picture: EncodedPicture) -> Segmentation:
         words = self.predictor.encode_vocabulary(question.vocabulary)

@@ -187,7 +187,10 @@ def read_source(config: LabelConfig, compute: Compute, done: Collection[str]) ->
     from fisa_platform.stages.shard import load_images
     from fisa_platform.tables import image_places, read_rows, reader_options
 
-    if find_version(config.images_uri) is not None:
+    version = find_version(config.images_uri)
+    if version is not None:
+        names = version.dataset("images/").to_table(columns=["file_name"])["file_name"]
+        check_names(names.to_pylist(), overlays=config.overlays)
         places = image_places(config.images_uri).sort_by("image_id").slice(0, config.limit)
         rows, count = read_rows(
             without(places, done),

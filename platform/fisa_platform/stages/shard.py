@@ -243,7 +243,7 @@ def _load_image(row: dict[str, Any]) -> dict[str, Any]:
             problem = panoptic_problem(ids, row["segments_info"], size=(facts.height, facts.width))
             if problem:
                 raise ValueError(problem)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, FileNotFoundError) as error:
         return {**row, "reason": str(error)}
     return loaded
 

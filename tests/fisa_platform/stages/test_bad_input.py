@@ -227,7 +227,7 @@ def test_a_folder_is_labelled_as_it_is(folder: str) -> None:
 def test_an_image_without_a_row_of_proposals_is_rejected_and_one_without_a_mask_is_void(
     tmp_path: Path,
 ) -> None:
-    pending = manifest.new_version(str(tmp_path / "proposals"), "some")
+    pending = manifest.new_version(str(tmp_path / "proposals"), "50" * 8)
     size = {"height": HEIGHT, "width": WIDTH}
     row = {"image_id": "bare", "file_name": "bare.jpg", **size, "encoding": "rle", "masks": []}
     table = failable_table(PROPOSALS, [row])
@@ -255,7 +255,7 @@ def test_an_image_without_a_row_of_proposals_is_rejected_and_one_without_a_mask_
 
 def test_further_rules_see_the_same_class_scores_with_and_without_objectness(tmp_path: Path) -> None:
     """All proposals are hardly objects, which only rules that ask the generator mind."""
-    pending = manifest.new_version(str(tmp_path / "proposals"), "some")
+    pending = manifest.new_version(str(tmp_path / "proposals"), "50" * 8)
     masks = np.where(np.stack([IDS == 5, IDS == 9]), np.float32(10), np.float32(-10))
     proposals = encode_proposals(MaskProposals(masks, np.full(2, 1e-6, np.float32)), HEIGHT, WIDTH)
     table = failable_table(PROPOSALS, [{"image_id": "a", "file_name": "a.jpg", **proposals}])

@@ -163,3 +163,17 @@ def test_overlays_and_instances_may_be_left_out(run: Run, images: str, tmp_path:
     assert not [uri for uri in version.files() if uri.endswith("instances.json")]
     assert [Path(name).suffix for name in pictures_of(version)] == [".png"]
     assert [folder.path.rpartition("/")[2] for folder in version.manifest.folders] == ["panoptic"]
+
+
+@pytest.mark.parametrize("of_a_table", [False, True])
+def test_pictures_whose_labels_would_lie_in_one_place_are_refused_before_the_work(
+    run: Run, tmp_path: Path, *, of_a_table: bool
+) -> None:
+    for name in ("a.jpg", "a.png/b.jpg"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / "pictures" / name)
+    source = str(tmp_path / "pictures")
+    if of_a_table:
+        source = run("shard", folder={"images_uri": source}, output_uri=str(tmp_path / "images")).uri
+    with pytest.raises(ValueError, match=r"labels of 'a.jpg' and of what is in the folder 'a.png' would lie"):
+        label(run, source, tmp_path / "labels")

@@ -56,7 +56,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     config = ProposeConfig(images_uri="", output_uri="", generator="felzenszwalb")
     proposals = Proposer(config, "cpu")(decoded)
     for name, table, schema in (("images", images, IMAGES), ("proposals", proposals, PROPOSALS)):
-        pending = manifest.new_version(str(folder / name), "toy")
+        pending = manifest.new_version(str(folder / name), "70" * 8)
         write_batch(table, output_uri=pending.uri, name=name, schema=schema)
         vocabulary = VOCABULARY.to_json() if name == "images" else None
         manifest.commit(

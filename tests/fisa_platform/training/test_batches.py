@@ -66,7 +66,7 @@ def proposals_row(name: str, ids: NDArray[np.int32], count: int) -> dict[str, ob
 
 def write(folder: Path, name: str, rows: list[dict[str, object]]) -> str:
     schema = {"images": IMAGES, "proposals": PROPOSALS}[name]
-    pending = manifest.new_version(str(folder / name), "some")
+    pending = manifest.new_version(str(folder / name), "50" * 8)
     rows = [{"file_name": "unused", **row} for row in rows]
     write_batch(failable_table(schema, rows), output_uri=pending.uri, name=name, schema=schema)
     manifest.commit(pending, stage="test", config={}, inputs={}, seconds=0, rows=len(rows))
