@@ -18,7 +18,8 @@ def standard_subsets(vocabulary: Vocabulary, seen: Vocabulary | None = None) -> 
     """Category ids of each of SUBSETS; without `seen`, the vocabulary of training, less `seen` and `unseen`.
 
     A class is seen if any of its names, synonyms included, is a name or synonym that was trained on (the rule
-    of FC-CLIP's ensemble), so a class may have different ids in the two vocabularies.
+    of FC-CLIP's ensemble; here case does not count, as CLIP reads none), so a class may have different ids in
+    the two vocabularies.
     """
     subsets = {"all": set(vocabulary.ids)}
     if seen is not None:
