@@ -51,8 +51,6 @@ class SEVE(nn.Module):
     def __init__(self, config: SEVEConfig, *, width: int, text_width: int, layers: int) -> None:
         super().__init__()
         self.config = config
-        self.residual = config.residual
-        self.token_norm = config.token_norm
         self.layers = layers if config.first_layers is None else config.first_layers
         if not config.groups <= self.layers <= layers:
             raise ValueError(
@@ -82,13 +80,15 @@ class SEVE(nn.Module):
 
     def guide(self, class_tokens: Tensor) -> "SemanticGuide":
         """Binds a vocabulary, [K, D] unit rows."""
-        if self.token_norm:
+        if self.config.token_norm:
             class_tokens = F.layer_norm(class_tokens, class_tokens.shape[-1:])
         extractions = self._extractions()
         classes = [extraction.encode_classes(class_tokens) for extraction in extractions]
         groups = [layer * len(extractions) // self.layers for layer in range(self.layers)]
         return SemanticGuide(
-            [extractions[group] for group in groups], [classes[group] for group in groups], self.residual
+            [extractions[group] for group in groups],
+            [classes[group] for group in groups],
+            self.config.residual,
         )
 
 

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fisa_platform import storage
-from fisa_platform.manifest import MANIFEST_NAME, VERSION_NAME, Manifest, open_version
+from fisa_platform.manifest import MANIFEST_NAME, Manifest, open_version
+from fisa_platform.pointer import VERSION_NAME
 
 _FILE = r"(?:run-[0-9a-f]{12}|ray_train)/.+"
 _IN_VERSION = re.compile(rf"(?P<version>(?:.*/)?{VERSION_NAME})/(?P<file>{_FILE})")

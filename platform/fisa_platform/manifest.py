@@ -14,17 +14,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import fisa_platform
-from fisa_platform import git_commit, storage
+from fisa_platform import git_commit, pointer, storage
 
 if TYPE_CHECKING:
     import pyarrow.dataset
 
 MANIFEST_NAME = "manifest.json"
-LATEST_NAME = "latest.json"
 SCHEMA_VERSION = 1
-
-VERSION_NAME = r"[0-9a-f]{16}"
-"""What `fingerprint_of` makes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,32 +238,10 @@ def commit(
     return version
 
 
-def check_pointer(output_uri: str) -> None:
-    """Raises ValueError where a `latest.json` of somebody else would be written over."""
-    uri = storage.join(output_uri, LATEST_NAME)
-    if storage.exists(uri) and _read_pointer(uri) is None:
-        raise ValueError(
-            f"{uri}: not written by this platform, and a version would have to replace it; choose another "
-            "output_uri, or move the file away"
-        )
-
-
-def _read_pointer(uri: str) -> str | None:
-    """The name of the version that a pointer names; None for somebody else's file of this name."""
-    try:
-        pointer = storage.read_json(uri)
-    except ValueError:
-        return None
-    name = pointer.get("version") if isinstance(pointer, dict) and len(pointer) == 1 else None
-    return name if isinstance(name, str) and re.fullmatch(VERSION_NAME, name) else None
-
-
 def publish(output_uri: str, version: Version) -> None:
     """Make `version` the one that `output_uri` stands for."""
-    pointer = {"version": version.fingerprint}
-    uri = storage.join(output_uri, LATEST_NAME)
-    if not storage.exists(uri) or _read_pointer(uri) != version.fingerprint:
-        storage.write_json(uri, pointer)
+    if pointer.read(output_uri) != version.fingerprint:
+        pointer.write(output_uri, version.fingerprint)
 
 
 def find_version(uri: str) -> Version | None:
@@ -275,10 +249,7 @@ def find_version(uri: str) -> Version | None:
     version = _read_version(uri)
     if version is not None:
         return version
-    pointer_uri = storage.join(uri, LATEST_NAME)
-    if not storage.exists(pointer_uri):
-        return None
-    name = _read_pointer(pointer_uri)
+    name = pointer.read(uri)
     return None if name is None else _read_version(storage.join(uri, name))
 
 
@@ -296,22 +267,16 @@ def open_version(uri: str) -> Version:
     return version
 
 
-def resolve(uri: str) -> str:
-    """The URI of the version that `uri` stands for; raises as `open_version`."""
-    return open_version(uri).uri
-
-
 def list_versions(output_uri: str) -> list[Version]:
     """Every committed version below `output_uri`, oldest first."""
-    folders = (name for name in storage.list_folders(output_uri) if re.fullmatch(VERSION_NAME, name))
+    folders = (name for name in storage.list_folders(output_uri) if re.fullmatch(pointer.VERSION_NAME, name))
     found = (_read_version(storage.join(output_uri, name)) for name in folders)
     return sorted((v for v in found if v is not None), key=lambda v: v.manifest.created_at)
 
 
 def find_datasets(uri: str, depth: int = 3) -> list[str]:
     """Every `output_uri` at or below `uri` that holds versions."""
-    pointer_uri = storage.join(uri, LATEST_NAME)
-    if storage.exists(pointer_uri) and _read_pointer(pointer_uri) is not None:
+    if pointer.read(uri) is not None:
         return [uri]
     if depth == 0:
         return []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fisa_platform import compute, manifest, storage
+from fisa_platform import compute, manifest, pointer, storage
 from fisa_platform.job import Job, StageContext, to_json, what_data_depends_on
 from fisa_platform.manifest import Input, Version
 from fisa_platform.model_check import model_problems
@@ -107,7 +107,7 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
     pending = None
     if output_uri is not None:
         fingerprint = _fingerprint(job, inputs)
-        manifest.check_pointer(output_uri)
+        pointer.check(output_uri)
         version = manifest.find_version(storage.join(output_uri, fingerprint))
         if version is not None:
             if problem := _lost_too_much(job, version):
@@ -217,7 +217,7 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
     if job.output_uri is not None:
         try:
             _check_writable(job.output_uri)
-            manifest.check_pointer(job.output_uri)
+            pointer.check(job.output_uri)
             if len(inputs) == len(input_uris):
                 version = manifest.find_version(storage.join(job.output_uri, _fingerprint(job, inputs)))
             if version is not None and (problem := _lost_too_much(job, version)):

@@ -11,7 +11,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -75,16 +75,6 @@ def is_folder_here(uri: str) -> bool:
     return is_local(uri) and os.path.isdir(make_absolute(uri))
 
 
-def is_file_here(uri: str) -> bool:
-    """True for a file on a mounted disk."""
-    return is_local(uri) and os.path.isfile(make_absolute(uri))
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a relative path has a part that starts with a dot."""
-    return path.startswith(".") or "/." in path
-
-
 def exists(uri: str) -> bool:
     """True when a file, or a folder with something in it, is there; a missing bucket is an error."""
     with _clear_errors(uri):
@@ -100,14 +90,13 @@ def exists(uri: str) -> bool:
         return found
 
 
-def list_dir(uri: str) -> list[str]:
-    """Names directly below a folder, sorted; empty for a folder that is absent."""
-    return sorted(name for name, _ in _entries(uri))
-
-
 def list_folders(uri: str) -> list[str]:
-    """Names of the folders directly below a folder, sorted."""
-    return sorted(name for name, kind in _entries(uri) if kind == "directory")
+    """Names of the folders directly below a folder, sorted; empty for one that is absent."""
+    with _clear_errors(uri):
+        filesystem, path = _open_filesystem(uri)
+        found = filesystem.ls(path, detail=True) if filesystem.exists(path) else []
+    folders = (info["name"].rstrip("/") for info in found if info["type"] == "directory")
+    return sorted(name.rsplit("/", 1)[-1] for name in folders)
 
 
 def list_files(uri: str) -> dict[str, int]:
@@ -234,9 +223,8 @@ def fingerprint(uri: str) -> str:
         filesystem, path = _open_filesystem(uri)
         info = filesystem.info(path)
         if info["type"] == "directory":
-            marks: list[Any] = sorted(
-                (path, mark) for path, mark in _stamps(uri).items() if not is_hidden(path.rpartition("/")[2])
-            )
+            stamps = sorted(_stamps(uri).items())
+            marks: list[Any] = [s for s in stamps if not os.path.basename(s[0]).startswith(".")]
         else:
             marks = [info["size"], _stamp_of(info)]
     if not marks:
@@ -282,15 +270,6 @@ def _pyarrow_s3(bucket: str, endpoint: str | None) -> pyarrow.fs.S3FileSystem:
 def _endpoint() -> str | None:
     """The address of a server other than AWS."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _entries(uri: str) -> Iterator[tuple[str, str]]:
-    with _clear_errors(uri):
-        filesystem, path = _open_filesystem(uri)
-        with suppress(FileNotFoundError):
-            for info in filesystem.ls(path, detail=True):
-                name = info["name"].rstrip("/").rsplit("/", 1)[-1]
-                yield name, info["type"]
 
 
 def _stamps(uri: str) -> dict[str, tuple[int, str]]:

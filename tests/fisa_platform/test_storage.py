@@ -47,10 +47,9 @@ def test_exclusive_write_keeps_what_is_there(folder_uri: str) -> None:
 def test_listing(folder_uri: str) -> None:
     storage.write_bytes(storage.join(folder_uri, "b", "c", "two"), b"22")
     storage.write_bytes(storage.join(folder_uri, "b", "one"), b"1")
-    assert storage.list_dir(storage.join(folder_uri, "b")) == ["c", "one"]
     assert storage.list_folders(storage.join(folder_uri, "b")) == ["c"]
     assert storage.list_files(folder_uri) == {"b/c/two": 2, "b/one": 1}
-    assert storage.list_dir(storage.join(folder_uri, "absent")) == []
+    assert storage.list_folders(storage.join(folder_uri, "absent")) == []
     assert storage.list_files(storage.join(folder_uri, "absent")) == {}
 
 

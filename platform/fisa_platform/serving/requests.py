@@ -42,7 +42,6 @@ async def read_question(request: Request, limits: Limits, defaults: PanopticConf
         panoptic = dataclasses.replace(defaults, object_threshold=fields.object_threshold)
     if fields.image_uri is not None:
         data = await asyncio.to_thread(read_image_uri, fields.image_uri, limits)
-    data = data or b""
     image = await asyncio.to_thread(read_pixels, data, limits)
     return Question(image, hashlib.sha256(data).hexdigest(), vocabulary, panoptic)
 
@@ -120,8 +119,8 @@ def read_pixels(data: bytes, limits: Limits) -> NDArray[np.uint8]:
         raise HTTPException(422, str(error)) from error
 
 
-async def _read_body(request: Request, limits: Limits) -> tuple[SegmentFields, bytes | None]:
-    """The request's fields, and its picture unless it gives an `image_uri`."""
+async def _read_body(request: Request, limits: Limits) -> tuple[SegmentFields, bytes]:
+    """The request's fields, and its picture, empty where it gives an `image_uri`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if int(request.headers.get("content-length", 0)) > limits.max_body_bytes:
         raise _too_many_bytes(limits)
@@ -138,13 +137,13 @@ async def _read_body(request: Request, limits: Limits) -> tuple[SegmentFields, b
     )
 
 
-def _from_json(body: bytes) -> tuple[SegmentFields, bytes | None]:
+def _from_json(body: bytes) -> tuple[SegmentFields, bytes]:
     try:
         fields = SegmentBody.model_validate_json(body)
     except ValidationError as error:
         raise HTTPException(422, mistake(error.errors(), list(SegmentBody.model_fields))) from error
     if fields.image is None:
-        return fields, None
+        return fields, b""
     try:
         # Lines of 76 characters are how `base64` writes it.
         return fields, base64.b64decode("".join(fields.image.split()), validate=True)
@@ -152,7 +151,7 @@ def _from_json(body: bytes) -> tuple[SegmentFields, bytes | None]:
         raise HTTPException(422, f"image: not base64 ({error}); encode the file's bytes alone") from error
 
 
-async def _from_form(form: FormData) -> tuple[SegmentFields, bytes | None]:
+async def _from_form(form: FormData) -> tuple[SegmentFields, bytes]:
     image = form.get("image")
     for key, value in form.multi_items():
         if key != "image" and not isinstance(value, str):
@@ -167,7 +166,7 @@ async def _from_form(form: FormData) -> tuple[SegmentFields, bytes | None]:
         raise HTTPException(422, "image: expected a file, got text; with curl write -F image=@picture.jpg")
     if (image is None) == (fields.image_uri is None):
         raise HTTPException(422, "exactly one of a file 'image' and 'image_uri' must be given")
-    return fields, await image.read() if image is not None else None
+    return fields, await image.read() if image is not None else b""
 
 
 def _counting(receive: Receive, limits: Limits) -> Receive:

@@ -100,9 +100,9 @@ def list_names(uri: str, *, recursive: bool = False) -> list[str]:
     """Names of the files in a folder, or paths of those below, less hidden ones; the folder may be a zip."""
     place = archive.split(uri)
     paths = storage.list_paths(uri, recursive=recursive) if place is None else archive.list_names(*place)
-    names = sorted(path for path in paths if not storage.is_hidden(path))
+    names = sorted(path for path in paths if not path.startswith(".") and "/." not in path)
     if not names:
-        if storage.is_file_here(uri) and place is None:
+        if place is None and os.path.isfile(storage.make_absolute(uri)):
             raise ValueError(f"{uri}: is a file, not a folder or a zip; give the folder that it is in")
         raise ValueError(f"{uri}: this folder is absent or empty; check the path")
     return names

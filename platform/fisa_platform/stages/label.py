@@ -189,9 +189,9 @@ def read_source(config: LabelConfig, compute: Compute, done: Collection[str]) ->
 
     version = find_version(config.images_uri)
     if version is not None:
+        places = image_places(config.images_uri).sort_by("image_id").slice(0, config.limit)
         names = version.dataset("images/").to_table(columns=["file_name"])["file_name"]
         check_names(names.to_pylist(), overlays=config.overlays)
-        places = image_places(config.images_uri).sort_by("image_id").slice(0, config.limit)
         rows, count = read_rows(
             without(places, done),
             columns=["image_id", "file_name", "image"],
