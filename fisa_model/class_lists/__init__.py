@@ -5,10 +5,11 @@ One file a dataset, in class-index order; `SOURCES.md` says where their words co
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from fisa_model.vocabulary import Category, Vocabulary
 
-CLASS_LISTS = (
+ClassListName = Literal[
     "coco_panoptic",
     "coco_stuff",
     "ade20k_150",
@@ -17,7 +18,9 @@ CLASS_LISTS = (
     "pascal_context_459",
     "mapillary_vistas",
     "cityscapes",
-)
+]
+
+CLASS_LISTS: tuple[str, ...] = get_args(ClassListName)
 
 _KINDS = {"thing": True, "stuff": False}
 _NO_CLASS = "invalid_class_id"

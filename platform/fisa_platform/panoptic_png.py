@@ -58,7 +58,7 @@ def panoptic_problem(
         allow_empty_segments: accept a segment without pixels; ADE20K's form keeps stuff that things cover.
     """
     if ids.shape != size:
-        return f"panoptic PNG is {_by(ids.shape)}, the image is {_by(size)} (height x width)"
+        return f"ground truth is {_by(ids.shape)}, the image is {_by(size)} (height x width)"
     painted = set(np.unique(ids).tolist()) - {0}
     listed = {int(segment["id"]) for segment in segments_info}
     if unlisted := painted - listed:

@@ -30,12 +30,12 @@ INDEX = pa.schema(
         # Relative to the images folder, with `/` between its parts.
         pa.field("file_name", pa.string(), nullable=False),
         pa.field("image_uri", pa.string(), nullable=False),
-        # Null without ground truth.
+        # A panoptic PNG, or a label map where segments_info is null; null without ground truth.
         pa.field("panoptic_uri", pa.string()),
         # Pixels; null where the source does not say.
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
-        # Null without ground truth.
+        # Null without ground truth, and where it is in a label map.
         pa.field("segments_info", pa.list_(SEGMENT)),
     ]
 )

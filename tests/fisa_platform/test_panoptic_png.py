@@ -44,7 +44,7 @@ def test_an_id_of_more_than_three_bytes_is_refused():
     ("listed", "size", "reason"),
     [
         ([1, 256, 65536, 16777215], (2, 3), None),
-        ([1, 256, 65536, 16777215], (3, 2), "panoptic PNG is 2 x 3, the image is 3 x 2"),
+        ([1, 256, 65536, 16777215], (3, 2), "ground truth is 2 x 3, the image is 3 x 2"),
         ([1, 65536, 16777215], (2, 3), "has segment 256, which segments_info lacks"),
         ([1, 2, 256, 65536, 16777215], (2, 3), "has segment 2, which has no pixel"),
     ],

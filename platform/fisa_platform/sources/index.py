@@ -57,25 +57,29 @@ class RowBuffer:
             self._pending = []
 
 
-def read_image_folder(images_uri: str) -> Index:
+def read_image_folder(images_uri: str, *, suffix: str | None = None) -> Index:
     """Every image in a folder, in those below it, or in a zip, without ground truth.
 
-    Its id is its path there less the suffix. Of two images with one id the second is rejected.
+    Its id is its path there less the suffix, which is any of IMAGE_SUFFIXES or the given end of its name. Of
+    two images with one id the second is rejected.
     """
     paths = list_names(images_uri, recursive=True)
-    names = [name for name in paths if name.lower().endswith(IMAGE_SUFFIXES)]
+    names = [
+        name for name in paths if name.lower().endswith(IMAGE_SUFFIXES if suffix is None else suffix.lower())
+    ]
     if not names:
         raise ValueError(
-            f"{images_uri}: no image in this folder; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+            f"{images_uri}: no image in this folder; expected files ending in "
+            f"{', '.join(IMAGE_SUFFIXES) if suffix is None else suffix}"
         )
     rows, rejected = RowBuffer(INDEX), RowBuffer(REJECTED)
     taken: dict[str, str] = {}
     for name in names:
-        image_id = posixpath.splitext(name)[0]
-        if not _is_text(name):
-            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        shown = as_text(name)
+        image_id = less_suffix(shown, suffix)
+        if shown != name:
             reason = "its name is not UTF-8; rename it"
-            rejected.append({"image_id": posixpath.splitext(shown)[0], "file_name": shown, "reason": reason})
+            rejected.append({"image_id": image_id, "file_name": shown, "reason": reason})
             continue
         if image_id in taken:
             reason = f"has the same name, less its suffix, as {taken[image_id]}; rename one of them"
@@ -87,13 +91,14 @@ def read_image_folder(images_uri: str) -> Index:
     return Index(rows=rows.table(), rejected=rejected.table(), vocabulary=None)
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8; Python keeps other bytes as lone surrogates."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def as_text(name: str) -> str:
+    """A file's name, with `\\xff` for bytes that are not UTF-8, which Python keeps as lone surrogates."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def less_suffix(name: str, suffix: str | None) -> str:
+    """A file's name without a suffix that it ends in; None is what follows its last dot."""
+    return posixpath.splitext(name)[0] if suffix is None else name[: len(name) - len(suffix)]
 
 
 def list_names(uri: str, *, recursive: bool = False) -> list[str]:

@@ -3,91 +3,36 @@
 from __future__ import annotations
 
 import io
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
+from fisa_platform.stages.shard_sources import CocoPanoptic, ImageFolder, SemanticMaps, Source, ToyWorld
 from fisa_platform.storage import check_apart
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fisa_platform.sources.index import Index
+    from fisa_platform.sources.semantic import LabelValues
 
 READERS = 8
 """Images that one task reads at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CocoPanoptic:
-    """A data set in COCO panoptic form."""
-
-    images_uri: str
-    """Folder or zip of the images."""
-
-    panoptic_uri: str
-    """Folder or zip of the panoptic PNGs."""
-
-    json_uri: str
-    """The JSON file with images, annotations and categories."""
-
-    class_list: (
-        Literal["coco_panoptic", "coco_stuff", "ade20k_150", "mapillary_vistas", "cityscapes"] | None
-    ) = None
-    """The shipped list whose words are prompted with, in place of raw names such as 'wall-other-merged'."""
-
-    prompt_names_uri: str | None = None
-    """A file of other words for that list, in the form of FC-CLIP's `*_with_prompt_eng.txt`."""
-
-    def __post_init__(self) -> None:
-        if self.prompt_names_uri is not None and self.class_list is None:
-            raise ValueError(
-                f"prompt_names_uri is {self.prompt_names_uri!r} but class_list is none; "
-                "name the list it is for"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFolder:
-    """Images without ground truth."""
-
-    images_uri: str
-    """Folder of the images, which may have folders; or a zip."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ToyWorld:
-    """Generated scenes."""
-
-    scenes: int
-    """How many."""
-
-    names: Literal["seen", "all"]
-    """Which names appear: those that training may use, or all."""
-
-    seed: int = 0
-    """Another seed, other scenes."""
-
-    def __post_init__(self) -> None:
-        if self.scenes < 1:
-            raise ValueError(f"scenes must be at least 1, got {self.scenes}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardConfig:
-    """Exactly one of `coco`, `folder` and `toyworld` says where the images come from."""
+    """Exactly one of `coco`, `semantic`, `folder` and `toyworld` says where the images come from."""
 
     output_uri: str
     """Where the table of images goes."""
 
     coco: CocoPanoptic | None = None
-    """Images with ground truth."""
+    """Images with panoptic ground truth."""
+
+    semantic: SemanticMaps | None = None
+    """Images with semantic ground truth."""
 
     folder: ImageFolder | None = None
     """Images without ground truth."""
@@ -102,20 +47,26 @@ class ShardConfig:
     """The job fails when more than this part of the images cannot be used."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("coco", "folder", "toyworld") if getattr(self, name) is not None]
+        sources = ("coco", "semantic", "folder", "toyworld")
+        given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"exactly one of coco, folder and toyworld must be given, got {' and '.join(given) or 'none'}"
+                "exactly one of coco, semantic, folder and toyworld must be given, "
+                f"got {' and '.join(given) or 'none'}"
             )
-        if self.folder is not None:
-            check_apart(self.output_uri, self.folder.images_uri)
-        if self.coco is not None:
-            check_apart(self.output_uri, self.coco.images_uri)
-            check_apart(self.output_uri, self.coco.panoptic_uri)
+        for folder_uri in self.source.folders():
+            check_apart(self.output_uri, folder_uri)
         if self.rows_per_file < 1:
             raise ValueError(f"rows_per_file must be at least 1, got {self.rows_per_file}")
         if not 0 <= self.max_rejected_fraction <= 1:
             raise ValueError(f"max_rejected_fraction must be 0 to 1, got {self.max_rejected_fraction}")
+
+    @property
+    def source(self) -> Source:
+        """The one that is given."""
+        source = self.coco or self.semantic or self.folder or self.toyworld
+        assert source is not None
+        return source
 
 
 def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageResult:
@@ -128,9 +79,10 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     from fisa_platform.resume import check_once, earlier_work, without
     from fisa_platform.tables import Written, collect
 
-    index = read_index(config)
+    index = config.source.read()
     missing = f", {index.rejected.num_rows} cannot be used" if index.rejected.num_rows else ""
     context.progress(f"{index.rows.num_rows} images found{missing}")
+    labels = None if config.semantic is None else config.semantic.label_values()
     earlier = earlier_work(context.output, "images")
     if earlier.ids:
         context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
@@ -138,10 +90,10 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     size = max(1, min(config.rows_per_file, -(-left.num_rows // compute.workers.max)))
     blocks = [left.slice(start, size) for start in range(0, left.num_rows, size)] or [left]
     parts = ray.data.from_arrow(blocks).map_batches(
-        partial(write_images, output_uri=context.output.uri),
+        partial(write_images, output_uri=context.output.uri, labels=labels),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=compute.workers.max),
+        compute=ray.data.TaskPoolStrategy(size=min(compute.workers.max, len(blocks))),
         **compute.ray_options(),
     )
     done = [*earlier.parts, *collect(parts, left.num_rows, context.progress)]
@@ -157,35 +109,6 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     )
 
 
-def read_index(config: ShardConfig) -> Index:
-    """What the source holds, before any image is opened."""
-    from fisa_platform.sources import coco, index, toyworld
-
-    if config.coco is not None:
-        source = config.coco
-        found = coco.read_coco_panoptic(source.images_uri, source.panoptic_uri, source.json_uri)
-        return found if source.class_list is None else _with_words(found, source)
-    if config.folder is not None:
-        return index.read_image_folder(config.folder.images_uri)
-    assert config.toyworld is not None
-    return toyworld.index(config.toyworld.seed, config.toyworld.scenes, config.toyworld.names)
-
-
-def _with_words(index: Index, source: CocoPanoptic) -> Index:
-    """The same index with the words of a class list."""
-    from fisa_model.class_lists import load_class_list
-    from fisa_platform import storage
-
-    assert index.vocabulary is not None
-    assert source.class_list is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = None
-        if source.prompt_names_uri is not None:
-            path = storage.download(source.prompt_names_uri, Path(folder) / "prompt_names.txt")
-        class_list = load_class_list(source.class_list, path)
-    return replace(index, vocabulary=index.vocabulary.prompted_by(class_list))
-
-
 def write_rejected(rejected: pa.Table, output_uri: str) -> list[dict[str, Any]]:
     """A file of what an index rejects, whose ids may be those of images that are used; its part, if any."""
     from fisa_platform import storage
@@ -199,16 +122,16 @@ def write_rejected(rejected: pa.Table, output_uri: str) -> list[dict[str, Any]]:
     return [part_row(uri, REJECTED_TABLE, rejected)]
 
 
-def write_images(batch: pa.Table, *, output_uri: str) -> pa.Table:
+def write_images(batch: pa.Table, *, output_uri: str, labels: LabelValues | None = None) -> pa.Table:
     """Index rows to a file of the images table, and one of those that were rejected."""
     from fisa_platform.schema import IMAGES
     from fisa_platform.tables import write_batch
 
-    return write_batch(load_images(batch), output_uri=output_uri, name="images", schema=IMAGES)
+    return write_batch(load_images(batch, labels), output_uri=output_uri, name="images", schema=IMAGES)
 
 
-def load_images(batch: pa.Table) -> pa.Table:
-    """Index rows to failable rows of the images table."""
+def load_images(batch: pa.Table, labels: LabelValues | None = None) -> pa.Table:
+    """Index rows to failable rows of the images table; with `labels`, their ground truth is label maps."""
     from concurrent.futures import ThreadPoolExecutor
 
     from fisa_platform.schema import IMAGES
@@ -216,14 +139,14 @@ def load_images(batch: pa.Table) -> pa.Table:
 
     # A bucket answers in tens of milliseconds, and decoding to check the pixels lets other threads run.
     with ThreadPoolExecutor(max_workers=READERS) as pool:
-        return failable_table(IMAGES, pool.map(_load_image, batch.to_pylist()))
+        return failable_table(IMAGES, pool.map(partial(_load_image, labels=labels), batch.to_pylist()))
 
 
-def _load_image(row: dict[str, Any]) -> dict[str, Any]:
+def _load_image(row: dict[str, Any], *, labels: LabelValues | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     from fisa_model.pictures import inspect_image
-    from fisa_platform.panoptic_png import decode_panoptic, panoptic_problem
+    from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic, panoptic_problem
     from fisa_platform.sources import toyworld
     from fisa_platform.sources.index import read_file
 
@@ -238,9 +161,14 @@ def _load_image(row: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"image is {found} pixels (height x width), the JSON says {stated}")
         loaded = {**row, **asdict(facts), "image": image}
         if row["panoptic_uri"] is not None:
-            loaded["panoptic"] = read_file(row["panoptic_uri"])
-            ids = decode_panoptic(loaded["panoptic"])
-            problem = panoptic_problem(ids, row["segments_info"], size=(facts.height, facts.width))
+            truth = read_file(row["panoptic_uri"])
+            if labels is None:
+                ids, segments = decode_panoptic(truth), row["segments_info"]
+            else:
+                ids, segments = labels.read(truth)
+                truth = encode_panoptic(ids)
+            loaded |= {"panoptic": truth, "segments_info": segments}
+            problem = panoptic_problem(ids, segments, size=(facts.height, facts.width))
             if problem:
                 raise ValueError(problem)
     except (ValueError, FileNotFoundError) as error:

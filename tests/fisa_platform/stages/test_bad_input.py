@@ -55,7 +55,7 @@ BAD = {
     "unlisted": "panoptic PNG has segment 7, which segments_info lacks",
     "unpainted": "segments_info has segment 9, which has no pixel in the panoptic PNG",
     "resized": "image is 48 x 60 pixels .*, the JSON says 48 x 64",
-    "cropped": "panoptic PNG is 48 x 32, the image is 48 x 64",
+    "cropped": "ground truth is 48 x 32, the image is 48 x 64",
     "no_truth": "panoptic PNG .*/panoptic/no_truth.png does not exist",
     "unannotated": "the JSON has no annotations for this image",
 }

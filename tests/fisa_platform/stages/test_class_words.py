@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from fisa_platform.spec import job_from_data
-from fisa_platform.stages.shard import read_index
 
 
 def config_of(shared_data: Path, **changes: Any) -> Any:
@@ -22,7 +21,7 @@ def config_of(shared_data: Path, **changes: Any) -> Any:
 
 def test_prompts_use_the_lists_words_and_reports_the_datasets_own(shared_data: Path) -> None:
     plain, worded = (
-        read_index(config_of(shared_data, **changes)).vocabulary
+        config_of(shared_data, **changes).source.read().vocabulary
         for changes in ({}, {"class_list": "coco_panoptic"})
     )
     assert plain is not None and worded is not None
@@ -36,14 +35,14 @@ def test_prompts_use_the_lists_words_and_reports_the_datasets_own(shared_data: P
 def test_words_may_come_from_a_file(shared_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("\n".join(f"{k}:word {k},other {k}" for k in range(133)))
-    index = read_index(config_of(shared_data, class_list="coco_panoptic", prompt_names_uri=str(path)))
+    index = config_of(shared_data, class_list="coco_panoptic", prompt_names_uri=str(path)).source.read()
     assert index.vocabulary is not None
     assert index.vocabulary.categories[0].prompt_names == ("word 0", "other 0")
 
 
 def test_the_list_of_another_dataset_is_refused(shared_data: Path) -> None:
     with pytest.raises(ValueError, match="name the class list of the same dataset"):
-        read_index(config_of(shared_data, class_list="ade20k_150"))
+        config_of(shared_data, class_list="ade20k_150").source.read()
 
 
 def test_a_file_of_words_needs_its_list(shared_data: Path) -> None:

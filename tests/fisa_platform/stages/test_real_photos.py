@@ -113,6 +113,19 @@ def test_zips_are_sharded_as_the_folders_are(run: Run, chain: Chain, tmp_path: P
     assert list(TableRows(images.files("images/"), IMAGES.names)) == chain.rows
 
 
+def test_label_maps_are_scored_as_they_are(run: Run, shared_data: Path, tmp_path: Path) -> None:
+    folder, uris = shared_data / "ade20k_150", {name: str(tmp_path / name) for name in ("images", "truth")}
+    semantic = {"images_uri": str(folder / "images"), "labels_uri": str(folder / "annotations")}
+    ade = {**semantic, "class_list": "ade20k_150", "offset": 1}
+    images = run("shard", semantic=ade, output_uri=uris["images"])
+    assert (images.manifest.rows, len(images.manifest.vocabulary or [])) == (2, 150)
+    propose_ground_truth(images, uris["truth"])
+    scores = evaluate(run, images.uri, uris["truth"], str(tmp_path / "perfect")).manifest.extra["scores"]
+    assert scores["all"] == scores["stuff"]
+    assert {scores["all"][metric] for metric in ("PQ", "mIoU")} == {100.0}
+    assert "AP" not in scores["all"]
+
+
 def test_the_vocabulary_is_the_sources(chain: Chain) -> None:
     document = json.loads((chain.source / "panoptic.json").read_text())
     vocabulary = chain.images.manifest.vocabulary

@@ -1,0 +1,181 @@
+"""Data sets for semantic segmentation, read: a folder of images, and one of label maps, a value a pixel.
+
+ADE20K, PASCAL Context, COCO-Stuff, Cityscapes and others come like this, and as detectron2 and mmsegmentation
+prepare them.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from fisa_model.pictures import MAX_PIXELS
+from fisa_model.vocabulary import Vocabulary
+from fisa_platform import storage
+from fisa_platform.schema import INDEX, REJECTED
+from fisa_platform.sources.index import Index, as_text, less_suffix, list_names, read_image_folder
+
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+"""What counts as a label map in a folder, in any case; other formats lose values."""
+
+VOID_VALUES = (255, 65_535)
+"""Pixels of no class in maps of 8 and of 16 bits, where no class has that value."""
+
+_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+"""PIL's modes of one value a pixel."""
+
+_SPREAD = {"L;2": 85, "L;4": 17}
+"""By what PIL multiplies grey of 2 and 4 bits, as optimisers of PNGs pack it, to spread it over 0 to 255."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelValues:
+    """What the values of label maps mean."""
+
+    category_ids: Mapping[int, int]
+    """The category of each value."""
+
+    others_are_void: bool = False
+    """Whether every other value is void; otherwise only those below all classes and VOID_VALUES are."""
+
+    def read(self, data: bytes) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
+        """An encoded label map -> ids [H, W] as in a panoptic PNG and their `segments_info`.
+
+        A class of an image is one segment, whose id is its category's plus one: 0 is void.
+
+        Raises:
+            ValueError: not an image of one value a pixel, or with a value of no class.
+        """
+        values = decode_labels(data)
+        found, counts = np.unique(values, return_counts=True)
+        places = np.zeros(len(found), np.int32)
+        segments = []
+        for place, (value, area) in enumerate(zip(found.tolist(), counts.tolist(), strict=True)):
+            category_id = self.category_ids.get(value)
+            if category_id is None:
+                self._check_void(value)
+                continue
+            places[place] = category_id + 1
+            segments.append(
+                {"id": category_id + 1, "category_id": category_id, "area": area, "iscrowd": False}
+            )
+        return places[np.searchsorted(found, values)], segments
+
+    def _check_void(self, value: int) -> None:
+        first, last = min(self.category_ids), max(self.category_ids)
+        if not (self.others_are_void or value < first or value in VOID_VALUES):
+            raise ValueError(
+                f"label map has the value {value}; the classes are {first} to {last}, and void is "
+                f"{' or '.join(map(str, VOID_VALUES))}; check the class list, `values` and `offset`"
+            )
+
+
+def read_semantic(
+    images_uri: str,
+    labels_uri: str,
+    vocabulary: Vocabulary,
+    *,
+    image_suffix: str | None = None,
+    label_suffix: str | None = None,
+) -> Index:
+    """The index of every label map and its image; images without a label map are left out.
+
+    A label map belongs to the image of the same path, suffixes aside.
+
+    Args:
+        images_uri: folder or zip of images.
+        labels_uri: folder or zip of label maps.
+        vocabulary: the classes.
+        image_suffix: what names of images end in; None is any suffix of an image.
+        label_suffix: what names of label maps end in; None is any of LABEL_SUFFIXES.
+
+    Raises:
+        ValueError: a folder is empty, no image has a label map, or one has two.
+    """
+    images = read_image_folder(images_uri, suffix=image_suffix)
+    labels = _by_image(labels_uri, label_suffix)
+    ids = images.rows["image_id"].to_pylist()
+    rows = images.rows.filter(pa.array([image_id in labels for image_id in ids]))
+    if not rows.num_rows:
+        raise ValueError(
+            f"{labels_uri}: no label map has the name of an image; images are called {_some(ids)}, "
+            f"label maps {_some(labels)}; set image_suffix and label_suffix to what follows the shared name"
+        )
+    uris = [storage.join(labels_uri, labels[image_id]) for image_id in rows["image_id"].to_pylist()]
+    rows = rows.set_column(
+        INDEX.get_field_index("panoptic_uri"), INDEX.field("panoptic_uri"), pa.array(uris, pa.string())
+    )
+    without = [
+        {
+            "image_id": image_id,
+            "file_name": labels[image_id],
+            "reason": f"no image of this name in {images_uri}",
+        }
+        for image_id in sorted(labels.keys() - set(ids))
+    ]
+    rejected = pa.concat_tables([images.rejected, pa.Table.from_pylist(without, REJECTED)])
+    return Index(rows=rows, rejected=rejected, vocabulary=vocabulary)
+
+
+def decode_labels(data: bytes) -> NDArray[np.int64]:
+    """The values [H, W] of an encoded label map: grey of 1 to 16 bits, or the indices of a palette.
+
+    Raises:
+        ValueError: not an image, cut short, too large, or of colours.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "TIFF", "BMP"]) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"label map has {picture.width} x {picture.height} pixels, too many")
+            if picture.mode not in _MODES:
+                raise ValueError(
+                    f"label map has mode {picture.mode}; it must have one value a pixel, not colours"
+                )
+            spread = _SPREAD.get(_packing(picture), 1)
+            values: NDArray[np.int64] = np.asarray(picture).astype(np.int64) // spread
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"label map cannot be read: {len(data)} bytes that are no PNG, TIFF or BMP"
+        ) from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"label map cannot be read: {error}") from error
+    return values
+
+
+def _packing(picture: Image.Image) -> str:
+    """How pixels lie in the file, in PIL's words, such as 'L;4'."""
+    tiles = getattr(picture, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    return arguments if isinstance(arguments, str) else str(arguments[0])
+
+
+def _by_image(labels_uri: str, suffix: str | None) -> dict[str, str]:
+    """Label maps by the path that they share with their image."""
+    found: dict[str, str] = {}
+    for path in list_names(labels_uri, recursive=True):
+        name = as_text(path)
+        if not name.lower().endswith(LABEL_SUFFIXES if suffix is None else suffix.lower()):
+            continue
+        image_id = less_suffix(name, suffix)
+        if image_id in found:
+            raise ValueError(
+                f"{labels_uri}: {found[image_id]} and {name} are both label maps of {image_id}; set "
+                "label_suffix to what the right ones end in"
+            )
+        found[image_id] = name
+    if not found:
+        raise ValueError(
+            f"{labels_uri}: no label map in this folder; expected files ending in "
+            f"{', '.join(LABEL_SUFFIXES) if suffix is None else suffix}"
+        )
+    return found
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(repr(name) for name in ordered[:2]) + (", ..." if len(ordered) > 2 else "")
