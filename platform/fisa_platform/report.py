@@ -1,19 +1,18 @@
 """The report of a run: one self-contained HTML page with its numbers, loss curve, pictures and provenance."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fisa_model.vocabulary import Vocabulary
+from fisa_platform.curves import svg_text
 from fisa_platform.evaluation.summary import SUBSETS
 from fisa_platform.rendering import class_colour
 
@@ -191,12 +190,7 @@ def _loss_curve(loss: Sequence[tuple[int, float]]) -> str:
     axes.tick_params(colors=_TEXT_COLOUR, labelsize=8)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=_TEXT_COLOUR, fontsize=8.5)
-    buffer = io.StringIO()
-    # Text stays text, and the ids do not change from run to run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fisa", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    drawing = buffer.getvalue()
-    return drawing[drawing.index("<svg") :].replace(_TEXT_COLOUR, "currentColor")
+    return svg_text(figure, transparent=True).replace(_TEXT_COLOUR, "currentColor")
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,9 +29,25 @@ def test_every_arm_and_seed_has_a_cell_of_its_own() -> None:
     assert len(set(outputs)) == len(outputs)
 
 
+def test_a_scaling_study_has_a_cell_for_every_value() -> None:
+    axis = "config.axis={setting: train.config.data_fraction, values: [0.00001, 1]}"
+    config = load_job(SPEC, ["config.output_uri=/out", ARMS, "config.seeds=[3]", axis]).config
+    assert [cell.row for cell in config.cells] == ["A, 0.00001", "A, 1", "LoRA, 4, 0.00001", "LoRA, 4, 1"]
+    few, lora = config.jobs["a_0_00001-3-train"], config.jobs["lora_4_1-3-train"]
+    assert (few.config.data_fraction, few.config.model.trained) == (0.00001, "simo")
+    assert (lora.config.data_fraction, lora.config.model.trained) == (1, "lora")
+    assert few.output_uri == "/out/cells/a_0_00001-3/weights"
+    assert config.axis.words == "data_fraction"
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
+        ("config.axis={setting: train.config.iterations, values: [10]}", "two or more that differ, got .10."),
+        ("config.axis={setting: train.config.iterations, values: [5, 5]}", "two or more that differ"),
+        ("config.axis={setting: train.config.iterations, values: [1, 0]}", "iterations must be at least 1"),
+        ("config.axis={setting: train.config.iters, values: [1, 2]}", "did you mean 'iterations'"),
+        ("config.axis={setting: iterations, values: [1, 2]}", "which is no step of cell; begin with one of"),
         ("config.arms={A: [train.config.model.traned=lora]}", "did you mean 'trained'"),
         ("config.arms={A: [train.config.seed]}", "write it like config.seed=1"),
         ("config.arms={A: [training.config.seed=1]}", "begin with one of train, evaluate"),
@@ -53,6 +69,28 @@ def test_the_table_shows_means_and_half_the_range() -> None:
     table = markdown_table({"frozen": [scores(2.0)], "FISA": [scores(3.0), scores(6.0)]})
     assert "| frozen | 2.0 | 2.0 | 2.0 | 1.0 | 1.0 | 1 |" in table
     assert "| FISA | 4.5 ± 1.5 | 4.5 ± 1.5 | 4.5 ± 1.5 | 1.0 ± 0.0 | 1.0 ± 0.0 | 2 |" in table
+
+
+def test_arms_and_values_that_share_a_folder_are_refused() -> None:
+    with pytest.raises(SpecError, match="make 'a_0_5-1' twice; rename an arm"):
+        load_job(
+            SPEC,
+            [
+                "config.arms={A: [], 'A, 0': []}",
+                "config.seeds=[1]",
+                "config.axis={setting: train.config.optimizer.query_scale, values: [0.5, 5]}",
+            ],
+        )
+
+
+def test_the_table_leaves_out_what_not_every_row_has() -> None:
+    both, one = {"all": {"PQ": 1.0}, "seen": {"PQ": 2.0}}, {"all": {"PQ": 3.0}}
+    assert markdown_table({"a": [both], "b": [one]}, "arm").splitlines() == [
+        "| arm | PQ all | seeds |",
+        "|---|---|---|",
+        "| a | 1.0 | 1 |",
+        "| b | 3.0 | 1 |",
+    ]
 
 
 def test_names_become_parts_of_paths() -> None:

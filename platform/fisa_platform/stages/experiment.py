@@ -1,15 +1,18 @@
 """Stage `experiment`: the same jobs for every arm and seed of a study, and one table of their scores.
 
+With an axis it is a scaling study: every arm and seed runs with every value on it, and curves are drawn, too.
 Every cell of the study writes versions of its own, so that a study that was stopped goes on with the cells
 that are missing, and one more arm costs only that arm.
 """
 
 import dataclasses
+import itertools
 import json
 import re
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from fisa_platform import runner, storage
@@ -19,8 +22,55 @@ from fisa_platform.job import Job, StageContext, StageResult, map_uris, to_json
 from fisa_platform.overrides import apply_overrides
 from fisa_platform.runner import Outcome
 
-TABLE_NAME, JSON_NAME = "table.md", "table.json"
+TABLE_NAME, JSON_NAME, CURVES_NAME = "table.md", "table.json", "curves.svg"
 COLUMNS = (("all", "PQ"), ("seen", "PQ"), ("unseen", "PQ"), ("seen", "mIoU"), ("unseen", "mIoU"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AxisConfig:
+    """What a scaling study varies."""
+
+    setting: str
+    """A number of a step of the cell, such as `train.config.data_fraction` or `train.config.iterations`."""
+
+    values: list[int | float]
+    """Every arm and seed runs with each of them, anew and not as a part of a longer run."""
+
+    label: str | None = None
+    """Words for the axis; none is the setting's name."""
+
+    published: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Marks beside the curves: by name, pairs of a value and its PQ over all classes."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.values)) < max(2, len(self.values)):
+            raise ValueError(f"values must be two or more that differ, got {self.values}")
+
+    @property
+    def words(self) -> str:
+        """What the axis is called."""
+        return self.label or self.setting.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a study."""
+
+    arm: str
+    value: float | None
+    """On the axis, if the study has one."""
+
+    seed: int
+
+    @property
+    def row(self) -> str:
+        """The row of the table that it is in."""
+        return self.arm if self.value is None else f"{self.arm}, {_plain(self.value)}"
+
+    @property
+    def slug(self) -> str:
+        """Its name as part of a path."""
+        return f"{slug(self.row)}-{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +92,9 @@ class ExperimentConfig:
     seeds: list[int]
     """Seeds of training; every arm runs once with each."""
 
+    axis: AxisConfig | None = None
+    """What is varied in steps, for a scaling study; every arm and seed then runs once with each value."""
+
     def __post_init__(self) -> None:
         stages = [job.stage_name for job in self.cell.values()]
         if stages.count("train") != 1 or stages.count("evaluate") != 1:
@@ -51,47 +104,68 @@ class ExperimentConfig:
         for name, values in (("arms", [slug(arm) for arm in self.arms]), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must all differ, got {values}; rename or remove one")
+        slugs = [cell.slug for cell in self.cells]
+        if twice := [name for name in slugs if slugs.count(name) > 1]:
+            raise ValueError(f"arms and values of the axis make {twice[0]!r} twice; rename an arm")
         _ = self.jobs  # an arm that cannot be set is refused before anything runs
 
     @property
     def jobs(self) -> dict[str, Job]:
         """Every job of the study by name, in order: one seed of all arms, then the next."""
         jobs = dict(self.steps)
-        for seed in self.seeds:
-            for arm in self.arms:
-                for step in self.cell:
-                    jobs[_name(arm, seed, step)] = self._cell_job(arm, seed, step)
+        for cell in self.cells:
+            for step in self.cell:
+                jobs[f"{cell.slug}-{step}"] = self._cell_job(cell, step)
         return jobs
 
-    def _cell_job(self, arm: str, seed: int, step: str) -> Job:
+    @property
+    def cells(self) -> list[Cell]:
+        """Every run of the study: one seed of all arms and values, then the next."""
+        values = [None] if self.axis is None else self.axis.values
+        return [
+            Cell(arm, value, seed) for seed, arm, value in itertools.product(self.seeds, self.arms, values)
+        ]
+
+    def _cell_job(self, cell: Cell, step: str) -> Job:
         job = self.cell[step]
-        settings = [text.removeprefix(f"{step}.") for text in self.arms[arm] if text.startswith(f"{step}.")]
-        strangers = [text for text in self.arms[arm] if text.partition(".")[0] not in self.cell]
+        texts = list(self.arms[cell.arm])
+        if self.axis is not None and cell.value is not None:
+            texts.append(f"{self.axis.setting}={_plain(cell.value)}")
+        strangers = [text for text in texts if text.partition(".")[0] not in self.cell]
+        origin = f"arms: {cell.row!r}"
         if strangers:
             raise ValueError(
-                f"arms: {arm!r} sets {strangers[0]!r}, which is no step of cell; "
+                f"{origin} sets {strangers[0]!r}, which is no step of cell; "
                 f"begin with one of {', '.join(self.cell)}"
             )
+        settings = [text.removeprefix(f"{step}.") for text in texts if text.startswith(f"{step}.")]
         if job.stage_name == "train":
-            settings.append(f"config.seed={seed}")
-        own, shared = f"{self.output_uri}/cells/{slug(arm)}-{seed}/", f"{self.output_uri}/cell/"
+            settings.append(f"config.seed={cell.seed}")
+        own, shared = f"{self.output_uri}/cells/{cell.slug}/", f"{self.output_uri}/cell/"
         try:
-            plain: Any = apply_overrides({"config": to_json(job.config)}, settings, f"arms: {arm!r}")
+            plain: Any = apply_overrides({"config": to_json(job.config)}, settings, origin)
             config: Any = decode(job.stage.config, plain["config"], "config")
         except DecodeError as error:
-            raise ValueError(f"arms: {arm!r}: {error}") from error
+            raise ValueError(f"{origin}: {error}") from error
         located = map_uris(config, lambda _, uri: uri.replace(shared, own, 1))
         return dataclasses.replace(job, config=located)
 
 
 def run(config: ExperimentConfig, compute: Compute, context: StageContext) -> StageResult:
-    """Run every job that is not up to date, then write the table of scores beside the cells."""
+    """Run every job that is not up to date, then write the table of scores, and curves, beside the cells."""
+    from fisa_platform.curves import draw_curves
+
     outcomes = {outcome.name: outcome for outcome in runner.run_jobs(config.jobs, context.progress)}
     rows = scores_by_row(config, outcomes)
-    table = markdown_table(rows)
-    storage.write_bytes(storage.join(config.output_uri, TABLE_NAME), table.encode())
-    storage.write_bytes(storage.join(config.output_uri, JSON_NAME), json.dumps(rows, indent=2).encode())
-    return StageResult(message=f"{table}\ntable: {storage.join(config.output_uri, TABLE_NAME)}")
+    axis = config.axis
+    table = markdown_table(rows, "" if axis is None else f"arm, {axis.words}")
+    files = {TABLE_NAME: table, JSON_NAME: json.dumps(rows, indent=2)}
+    if axis is not None:
+        files[CURVES_NAME] = draw_curves(rows, label=axis.words, published=axis.published)
+    for name, text in files.items():
+        storage.write_bytes(storage.join(config.output_uri, name), text.encode())
+    drawn = "" if axis is None else f"\ncurves: {storage.join(config.output_uri, CURVES_NAME)}"
+    return StageResult(message=f"{table}\ntable: {storage.join(config.output_uri, TABLE_NAME)}{drawn}")
 
 
 def scores_by_row(
@@ -105,22 +179,26 @@ def scores_by_row(
         next(step for step, job in config.cell.items() if job.stage_name == stage)
         for stage in ("train", "evaluate")
     )
-    for arm in config.arms:
-        rows[arm] = []
-        for seed in config.seeds:
-            trained = outcomes[_name(arm, seed, train)].version
-            assert trained is not None
-            scores = _scores(outcomes[_name(arm, seed, evaluate)])
-            rows[arm].append({**scores, "seed": seed, "train_seconds": trained.manifest.seconds})
+    for cell in config.cells:
+        trained = outcomes[f"{cell.slug}-{train}"].version
+        assert trained is not None
+        scores = _scores(outcomes[f"{cell.slug}-{evaluate}"])
+        facts = {**dataclasses.asdict(cell), "train_seconds": trained.manifest.seconds}
+        rows.setdefault(cell.row, []).append({**scores, **facts})
     return rows
 
 
-def markdown_table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Mean over seeds and, where there are several, half of the range between the least and the greatest."""
-    head = ["", *(f"{metric} {subset}" for subset, metric in COLUMNS), "seeds"]
+def markdown_table(rows: Mapping[str, list[dict[str, Any]]], first: str = "") -> str:
+    """Mean over seeds and, where there are several, half of the range between the least and the greatest.
+
+    COLUMNS that a row has no scores for are left out; `first` is the heading of the names.
+    """
+    everywhere = [cell for cells in rows.values() for cell in cells]
+    columns = [(s, metric) for s, metric in COLUMNS if all(metric in cell.get(s, {}) for cell in everywhere)]
+    head = [first, *(f"{metric} {subset}" for subset, metric in columns), "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, cells in rows.items():
-        values = [[cell[subset][metric] for cell in cells] for subset, metric in COLUMNS]
+        values = [[cell[subset][metric] for cell in cells] for subset, metric in columns]
         lines.append("| " + " | ".join([name, *map(_mean_and_range, values), str(len(cells))]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -141,5 +219,6 @@ def _scores(outcome: Outcome) -> dict[str, Any]:
     return dict(scores)
 
 
-def _name(arm: str, seed: int, step: str) -> str:
-    return f"{slug(arm)}-{seed}-{step}"
+def _plain(value: float) -> str:
+    """A number as YAML reads it; 1e-05 would be text."""
+    return f"{Decimal(repr(value)):f}"

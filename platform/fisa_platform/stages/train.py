@@ -70,6 +70,9 @@ class TrainConfig:
     seed: int = 42
     """Order of the images, their jitter, and the start of what is new."""
 
+    data_fraction: float = 1.0
+    """Part of the images that is trained on. With one seed, those of a smaller part are in a larger one."""
+
     precision: Precision = "fp32"
     """Arithmetic of the forward pass; losses are always fp32."""
 
@@ -88,6 +91,8 @@ class TrainConfig:
             raise ValueError(
                 f"classes_per_batch must be at least 1, got {self.classes_per_batch}; leave it out for all"
             )
+        if not 0 < self.data_fraction <= 1:
+            raise ValueError(f"data_fraction must be above 0 and at most 1, got {self.data_fraction}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
         if self.checkpoint_interval < 0:

@@ -22,6 +22,7 @@ from fisa_platform import storage
 from fisa_platform.classifier import WEIGHTS_NAME
 from fisa_platform.manifest import open_version
 from fisa_platform.stages.train import GENERATOR_NAME, METRICS_NAME, TrainConfig
+from fisa_platform.training.batches import TrainingExamples
 from fisa_platform.training.checkpoint import load_checkpoint, save_checkpoint
 from fisa_platform.training.loop import TrainingState, log_progress, train
 from fisa_platform.training.setup import build_batches, build_examples, build_state, loop_config
@@ -63,9 +64,8 @@ def _train(arguments: dict[str, Any]) -> None:
         vocabulary=vocabulary,
         proposal_form=None if examples.proposals is None else examples.proposals.form,
     )
-    missing = len(examples.images) - len(examples)
-    if missing and accelerator.is_main_process:
-        logger.warning("%d of %d images have no proposals: not trained on", missing, len(examples.images))
+    if accelerator.is_main_process:
+        _log_images(examples)
     log = log_progress(config.iterations)
 
     def report(row: dict[str, float]) -> None:
@@ -84,6 +84,14 @@ def _train(arguments: dict[str, Any]) -> None:
     )
     if accelerator.is_main_process:
         _write_outputs(arguments["output_uri"], config, state.objective, facts, history)
+
+
+def _log_images(examples: TrainingExamples) -> None:
+    total, missing = len(examples.images), examples.without_proposals
+    if missing:
+        logger.warning("%d of %d images have no proposals: not trained on", missing, total)
+    if len(examples) < total - missing:
+        logger.info("trains on %d of %d images", len(examples), total - missing)
 
 
 def _resume(state: TrainingState[FISAObjective], history: list[dict[str, float]]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fisa_model.mask_generators import MaskProposals
+from fisa_platform.training.sampler import nested_subset
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -68,6 +69,7 @@ class TrainingExamples:
         vocabulary: the classes that are trained on.
         jitter: from a picture to the model's frame.
         seed: of the run.
+        fraction: part of the images that is trained on, see `nested_subset`.
     """
 
     def __init__(
@@ -78,15 +80,17 @@ class TrainingExamples:
         jitter: Jitter,
         *,
         seed: int,
+        fraction: float = 1.0,
     ) -> None:
         self.images = images
         self.proposals = proposals
         self.vocabulary = vocabulary
         self.jitter = jitter
         self.seed = seed
-        self.usable = [
-            i for i, image_id in enumerate(images.ids) if proposals is None or image_id in proposals
-        ]
+        usable = [i for i, image_id in enumerate(images.ids) if proposals is None or image_id in proposals]
+        self.without_proposals = len(images) - len(usable)
+        chosen = nested_subset([images.ids[i] for i in usable], fraction, seed)
+        self.usable = [usable[i] for i in chosen]
 
     def __len__(self) -> int:
         return len(self.usable)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,17 @@ class Sampler:
     def _sample(self, number: int) -> Sample:
         epoch, position = divmod(number, self.rows)
         return Sample(int(_permutation(self.seed, epoch, self.rows)[position]), number)
+
+
+def nested_subset(ids: Sequence[str], fraction: float, seed: int) -> list[int]:
+    """Positions of a part of the ids, at least one; those of a smaller part are all in a larger one.
+
+    An id's hash, with the seed, decides, so that neither the table's order nor its other ids matter much, and
+    another seed takes other ids.
+    """
+    keys = [hashlib.blake2b(f"{seed}/{image_id}".encode(), digest_size=8).digest() for image_id in ids]
+    first = sorted(range(len(ids)), key=keys.__getitem__)
+    return sorted(first[: max(1, round(fraction * len(ids)))])
 
 
 _cached: dict[tuple[int, int, int], np.ndarray] = {}

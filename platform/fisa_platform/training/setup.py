@@ -122,6 +122,7 @@ def build_examples(config: TrainConfig, vocabulary: Vocabulary, model: FISA) -> 
         vocabulary,
         jitter,
         seed=config.seed,
+        fraction=config.data_fraction,
     )
 
 

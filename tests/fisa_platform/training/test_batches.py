@@ -94,6 +94,14 @@ def test_an_image_without_proposals_is_left_out(examples: TrainingExamples) -> N
     assert [examples.images.ids[row] for row in examples.usable] == ["a", "b", "d"]
 
 
+def test_a_part_of_the_images_is_a_part_of_those_with_proposals(examples: TrainingExamples) -> None:
+    part = TrainingExamples(
+        examples.images, examples.proposals, VOCABULARY, examples.jitter, seed=11, fraction=0.67
+    )
+    assert len(part) == 2 and part.without_proposals == examples.without_proposals == 1
+    assert set(part.usable) < set(examples.usable)
+
+
 def test_a_sample_is_the_same_wherever_it_is_loaded(examples: TrainingExamples) -> None:
     samples = Sampler(rows=3, batch_size=2, seed=11).step(4)
     (here,) = load_batches(examples, [samples], 0)

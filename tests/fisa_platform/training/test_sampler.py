@@ -1,8 +1,10 @@
 """The order of samples does not depend on how many workers share it."""
 
+import itertools
+
 import pytest
 
-from fisa_platform.training.sampler import Sample, Sampler
+from fisa_platform.training.sampler import Sample, Sampler, nested_subset
 
 
 def gathered(sampler: Sampler, world: int, accumulation: int, steps: range) -> list[set[Sample]]:
@@ -57,3 +59,27 @@ def test_refuses_a_batch_that_does_not_divide() -> None:
 def test_refuses_an_empty_table() -> None:
     with pytest.raises(ValueError, match="no rows"):
         Sampler(rows=0, batch_size=1, seed=0)
+
+
+IDS = [f"{number:012d}" for number in range(1000)]
+
+
+def test_smaller_parts_lie_within_larger_ones_and_do_not_depend_on_the_tables_order() -> None:
+    parts = [nested_subset(IDS, fraction, 7) for fraction in (0.001, 0.01, 0.3, 1.0)]
+    assert [len(part) for part in parts] == [1, 10, 300, 1000]
+    assert all(set(small) < set(large) for small, large in itertools.pairwise(parts))
+    assert all(part == sorted(part) for part in parts)
+    turned = {IDS[::-1][position] for position in nested_subset(IDS[::-1], 0.3, 7)}
+    assert turned == {IDS[position] for position in parts[2]}
+
+
+def test_another_seed_takes_another_part_of_the_whole_table() -> None:
+    seven, eight = (set(nested_subset(IDS, 0.3, seed)) for seed in (7, 8))
+    assert 50 < len(seven & eight) < 130  # 90 of 300 by chance
+    # Not the first ones: each tenth of the table has about a tenth of them.
+    assert all(15 < len([p for p in seven if p // 100 == tenth]) < 45 for tenth in range(10))
+
+
+def test_a_part_of_few_images_has_at_least_one() -> None:
+    assert len(nested_subset(["a", "b"], 0.001, 1)) == 1
+    assert nested_subset([], 0.5, 1) == []
