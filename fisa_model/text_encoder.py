@@ -151,9 +151,24 @@ class TextEncoder:
         prompts = [template.format(name) for name in names for template in templates]
         device = self.clip.logit_scale.device
         batches = [prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)]
-        features = [self._encode_prompts(self.tokenizer(batch).to(device)) for batch in batches]
+        features = [self._encode_prompts(self._tokenize(batch).to(device)) for batch in batches]
         embeddings = F.normalize(torch.cat(features), dim=-1).view(len(names), len(templates), -1)
         return F.normalize(embeddings.mean(dim=1), dim=-1)
+
+    def _tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Raises ValueError for a prompt that fills up the tokens that CLIP reads: its end may be cut."""
+        tokens = self.tokenizer(list(prompts))
+        context_length = tokens.shape[1]
+        for prompt, row in zip(prompts, tokens, strict=True):
+            # A token is a byte or more, so a short prompt needs no look.
+            if len(prompt.encode()) < context_length - 2:
+                continue
+            if torch.equal(self.tokenizer([f"{prompt} a"])[0], row):
+                raise ValueError(
+                    f"the prompt {prompt!r} is too long: this CLIP reads {context_length} tokens, and would "
+                    "not see how it ends; shorten the class name"
+                )
+        return tokens
 
     def _encode_prompts(self, tokens: Tensor) -> Tensor:
         """[N, 77] -> [N, D], not normalised."""

@@ -20,7 +20,7 @@ MODEL_CFG: dict[str, Any] = {
     "embed_dim": 24,
     "quick_gelu": True,
     "vision_cfg": {"image_size": SIZE, "layers": 3, "width": 32, "patch_size": PATCH, "head_width": 16},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 
 

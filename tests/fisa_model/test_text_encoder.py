@@ -114,6 +114,15 @@ def test_what_learns_is_encoded_anew(clip: Any, text_encoder: TextEncoder) -> No
     assert not torch.allclose(before, after, atol=1e-2)
 
 
+def test_a_name_that_would_be_cut_is_refused(text_encoder: TextEncoder) -> None:
+    context_length = text_encoder.tokenizer([""]).shape[1]
+    fits, cut = ("a " * (context_length - count) + "cat" for count in (4, 2))
+    tokens = text_encoder.encode(Vocabulary.from_names([fits, f"{fits}s"]), ("{}",))
+    assert not torch.allclose(tokens.classifier[0], tokens.classifier[1])
+    with pytest.raises(ValueError, match=rf"cat' is too long: this CLIP reads {context_length} tokens, and"):
+        text_encoder.encode(Vocabulary.from_names(["dog", cut]), ("{}",))
+
+
 @pytest.mark.parametrize("template", ["a {} and a {}", "{} {a}", "{0}", "a"])
 def test_a_template_has_one_place(text_encoder: TextEncoder, template: str) -> None:
     with pytest.raises(ValueError, match=r"must have one \{\} for the class name"):

@@ -14,7 +14,13 @@ from fisa_platform.stages import STAGES
 from fisa_platform.yaml_source import read_yaml
 
 SPECS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
-NAMED_OTHERWISE = {"quickstart.yaml", "toy_ablations.yaml"}
+NAMED_OTHERWISE = {
+    "benchmarks.yaml",
+    "data_scaling.yaml",
+    "iteration_scaling.yaml",
+    "quickstart.yaml",
+    "toy_ablations.yaml",
+}
 
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.name)
 

@@ -109,6 +109,8 @@ def test_a_value_that_is_no_class_is_void_only_where_it_cannot_be_a_mistake() ->
     assert LabelValues({1: 0}).read(encoded(np.uint8([[0, 1]])))[0].tolist() == [[0, 1]]
     by_ids = LabelValues({7: 7, 11: 11}, others_are_void=True)
     assert by_ids.read(encoded(np.uint8([[7, 9, 11, 30]])))[0].tolist() == [[8, 0, 12, 0]]
+    with pytest.raises(ValueError, match="values 1 to 70000, beyond 16 bits"):
+        by_ids.read(encoded(np.int32([[1, 70_000]]), "TIFF"))
     many = LabelValues({value: value for value in range(847)})
     ids, segments = many.read(encoded(np.uint16([[255, 65_535]])))
     assert ids.tolist() == [[256, 0]]

@@ -23,7 +23,9 @@ from fisa_platform.sources.index import Index, as_text, less_suffix, list_names,
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 """What counts as a label map in a folder, in any case; other formats lose values."""
 
-VOID_VALUES = (255, 65_535)
+_LARGEST = 65_535
+
+VOID_VALUES = (255, _LARGEST)
 """Pixels of no class in maps of 8 and of 16 bits, where no class has that value."""
 
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B")
@@ -52,19 +54,22 @@ class LabelValues:
             ValueError: not an image of one value a pixel, or with a value of no class.
         """
         values = decode_labels(data)
-        found, counts = np.unique(values, return_counts=True)
-        places = np.zeros(len(found), np.int32)
+        if values.min() < 0 or values.max() > _LARGEST:
+            raise ValueError(f"label map has values {values.min()} to {values.max()}, beyond 16 bits")
+        areas = np.bincount(values.ravel())
+        ids = np.zeros(len(areas), np.int32)
         segments = []
-        for place, (value, area) in enumerate(zip(found.tolist(), counts.tolist(), strict=True)):
+        for value in areas.nonzero()[0].tolist():
             category_id = self.category_ids.get(value)
             if category_id is None:
                 self._check_void(value)
                 continue
-            places[place] = category_id + 1
+            ids[value] = category_id + 1
+            area = int(areas[value])
             segments.append(
                 {"id": category_id + 1, "category_id": category_id, "area": area, "iscrowd": False}
             )
-        return places[np.searchsorted(found, values)], segments
+        return ids[values], segments
 
     def _check_void(self, value: int) -> None:
         first, last = min(self.category_ids), max(self.category_ids)
