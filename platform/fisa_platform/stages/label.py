@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fisa_model.config import PanopticConfig
+from fisa_model.class_lists import ClassListName, load_class_list
+from fisa_model.config import PanopticConfig, check_choices
 from fisa_model.mask_generators import GeneratorName, check_generator
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform.classifier import ClassifierConfig
@@ -41,8 +42,11 @@ class LabelConfig:
     stuff: tuple[str, ...] = ()
     """Classes without instances, in the same form."""
 
+    class_list: ClassListName | None = None
+    """In place of `things` and `stuff`: the classes of a public benchmark, with their ids."""
+
     vocabulary_uri: str | None = None
-    """Table whose vocabulary is used where `things` and `stuff` are not given."""
+    """In place of these: a table whose vocabulary is used."""
 
     proposals_uri: str | None = None
     """Table of proposals for these images; none proposes here."""
@@ -78,9 +82,16 @@ class LabelConfig:
     """The job fails when more than this part of the images cannot be used."""
 
     def __post_init__(self) -> None:
-        if bool(self.things or self.stuff) == (self.vocabulary_uri is not None):
+        check_choices(self)
+        given = {
+            "things and stuff": bool(self.things or self.stuff),
+            "class_list": self.class_list is not None,
+            "vocabulary_uri": self.vocabulary_uri is not None,
+        }
+        if sum(given.values()) != 1:
+            got = " and ".join(name for name, is_given in given.items() if is_given) or "none"
             raise ValueError(
-                "either things and stuff, or vocabulary_uri must be given; they say which classes to name"
+                f"exactly one of {', '.join(given)} must be given, got {got}; they say which classes to name"
             )
         if self.things or self.stuff:
             Vocabulary.from_names(self.things or [], stuff=self.stuff or [])  # refuses names that occur twice
@@ -150,6 +161,8 @@ def read_vocabulary(config: LabelConfig) -> Vocabulary:
     """The classes that the config names."""
     from fisa_platform.manifest import open_version
 
+    if config.class_list is not None:
+        return load_class_list(config.class_list)
     if config.vocabulary_uri is None:
         return Vocabulary.from_names(config.things, stuff=config.stuff)
     categories = open_version(config.vocabulary_uri).manifest.vocabulary

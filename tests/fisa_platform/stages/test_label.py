@@ -13,12 +13,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 from ray.exceptions import RayError
 
+from fisa_model.class_lists import load_class_list
 from fisa_platform import storage
 from fisa_platform.garbage import find_garbage
 from fisa_platform.manifest import MANIFEST_NAME, Version
 from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import PREDICTIONS
+from fisa_platform.spec import job_from_data
 from fisa_platform.tables import image_places
 
 Run = Callable[..., Version]
@@ -58,6 +60,40 @@ def label(run: Run, images_uri: str, output: Path, **config: Any) -> Version:
         rows_per_file=ROWS_PER_FILE,
         **config,
     )
+
+
+def test_a_class_list_labels_with_the_ids_of_its_data_set(run: Run, images: str, tmp_path: Path) -> None:
+    labels = run(
+        "label",
+        images_uri=images,
+        output_uri=str(tmp_path / "labels"),
+        classifier={"frozen": {"clip": {"model": "toy"}, "image_size": 224}},
+        class_list="coco_panoptic",
+        panoptic={"object_threshold": 0.0},
+        limit=1,
+    )
+    document = storage.read_json(labels.file("panoptic.json"))
+    assert [c["id"] for c in document["categories"]] == list(load_class_list("coco_panoptic").ids)
+    (annotation,) = document["annotations"]
+    assert annotation["segments_info"]
+    assert {s["category_id"] for s in annotation["segments_info"]} <= {
+        c["id"] for c in document["categories"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "got"),
+    [
+        ({}, "got none"),
+        ({"things": ["cat"], "class_list": "cityscapes"}, "got things and stuff and class_list"),
+        ({"vocabulary_uri": "/table", "stuff": ["sky"]}, "got things and stuff and vocabulary_uri"),
+    ],
+    ids=str,
+)
+def test_the_classes_are_named_in_one_way(words: dict[str, Any], got: str) -> None:
+    config = {"images_uri": "/in", "output_uri": "/out", "classifier": {"weights_uri": "/weights"}, **words}
+    with pytest.raises(ValueError, match=f"one of things and stuff, class_list, vocabulary_uri .*{got}"):
+        job_from_data({"stage": "label", "config": config})
 
 
 def pictures_of(version: Version) -> dict[str, bytes]:
