@@ -165,8 +165,8 @@ class TextEncoder:
                 continue
             if torch.equal(self.tokenizer([f"{prompt} a"])[0], row):
                 raise ValueError(
-                    f"the prompt {prompt!r} is too long: this CLIP reads {context_length} tokens, and would "
-                    "not see how it ends; shorten the class name"
+                    f"the prompt {prompt!r} is too long: it fills the {context_length} tokens that this CLIP "
+                    "reads, so that its end may be cut; shorten the class name"
                 )
         return tokens
 

@@ -14,13 +14,14 @@ from fisa_model.mask_generators import LOGIT, MaskProposals
 
 
 def true_proposals(ids: NDArray[np.int32], segments: Sequence[Mapping[str, Any]]) -> MaskProposals:
-    """One proposal for each segment that is no crowd, in the order given.
+    """One proposal for each segment that is no crowd and has pixels, in the order given.
 
     Args:
         ids: [H, W], each pixel's segment; void is an id that no segment has.
         segments: id and iscrowd of each.
     """
-    single = np.array([segment["id"] for segment in segments if not segment["iscrowd"]], dtype=np.int64)
+    painted = set(np.unique(ids).tolist())
+    single = np.array([s["id"] for s in segments if not s["iscrowd"] and s["id"] in painted], dtype=np.int64)
     inside = ids == single[:, None, None]
     return MaskProposals(
         np.where(inside, np.float32(LOGIT), np.float32(-LOGIT)), np.ones(len(single), dtype=np.float32)

@@ -1,12 +1,12 @@
 """Curves of a scaling study: PQ over what was varied, one line an arm, as SVG."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from fisa_platform.svg import plain_text, svg_text
 
 Cells = Sequence[Mapping[str, Any]]
 """Scores by subset and metric, one entry a seed; those of an arm also have `arm` and `value`."""
@@ -31,31 +31,22 @@ def draw_curves(
         label: of the axis.
         published: marks in the panel of all classes, pairs of value and PQ by name.
     """
-    panels = [subset for subset in PANELS if all("PQ" in c.get(subset, {}) for c in _flat(rows.values()))]
-    figure = Figure(figsize=(1 + 3.4 * len(panels), 3.6), layout="constrained")
-    for axes, subset in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw_arms(axes, _points(rows, subset))
-        levels = {name: cells[0][subset]["PQ"] for name, cells in rows.items() if "arm" not in cells[0]}
-        for place, (name, level) in enumerate(levels.items()):
-            axes.axhline(level, color="0.35", linestyle=_DASHES[place % len(_DASHES)], label=name)
-        for place, (name, pairs) in enumerate(published.items() if subset == "all" else ()):
-            mark = _MARKS[place % len(_MARKS)]
-            axes.plot(*zip(*pairs, strict=True), mark, color="0.2", fillstyle="none", label=name)
-        axes.set_xlabel(label)
-        axes.set_ylabel(f"PQ, {subset} classes")
-    lines, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    with plain_text():
+        panels = [subset for subset in PANELS if all("PQ" in c.get(subset, {}) for c in _flat(rows.values()))]
+        figure = Figure(figsize=(1 + 3.4 * len(panels), 3.6), layout="constrained")
+        for axes, subset in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _draw_arms(axes, _points(rows, subset))
+            levels = {name: cells[0][subset]["PQ"] for name, cells in rows.items() if "arm" not in cells[0]}
+            for place, (name, level) in enumerate(levels.items()):
+                axes.axhline(level, color="0.35", linestyle=_DASHES[place % len(_DASHES)], label=name)
+            for place, (name, pairs) in enumerate(published.items() if subset == "all" else ()):
+                mark = _MARKS[place % len(_MARKS)]
+                axes.plot(*zip(*pairs, strict=True), mark, color="0.2", fillstyle="none", label=name)
+            axes.set_xlabel(label)
+            axes.set_ylabel(f"PQ, {subset} classes")
+        lines, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(lines, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return svg_text(figure)
-
-
-def svg_text(figure: Figure, *, transparent: bool = False) -> str:
-    """A figure as SVG whose text stays text, and whose ids do not change from run to run."""
-    buffer = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "fisa", "font.family": "sans-serif"}
-    with matplotlib.rc_context(cast(Any, settings)):
-        figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None})
-    drawing = buffer.getvalue()
-    return drawing[drawing.index("<svg") :]
 
 
 def _flat(groups: Any) -> list[Mapping[str, Any]]:

@@ -47,15 +47,15 @@ def panoptic_problem(
     segments_info: Sequence[Mapping[str, Any]],
     *,
     size: tuple[int, int],
-    allow_empty_segments: bool = False,
 ) -> str | None:
     """What is wrong between a panoptic id map and its JSON entry, as a reason for the `rejected` table.
+
+    A segment without pixels is no mistake: ADE20K's form lists stuff that things cover, and PQ counts it.
 
     Args:
         ids: [H, W], the decoded PNG.
         segments_info: the image's entry in the JSON.
         size: height and width of the image.
-        allow_empty_segments: accept a segment without pixels; ADE20K's form keeps stuff that things cover.
     """
     if ids.shape != size:
         return f"ground truth is {_by(ids.shape)}, the image is {_by(size)} (height x width)"
@@ -63,8 +63,6 @@ def panoptic_problem(
     listed = {int(segment["id"]) for segment in segments_info}
     if unlisted := painted - listed:
         return f"panoptic PNG has segment {_some(unlisted)}, which segments_info lacks"
-    if not allow_empty_segments and (empty := listed - painted):
-        return f"segments_info has segment {_some(empty)}, which has no pixel in the panoptic PNG"
     return None
 
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fisa_model.vocabulary import Vocabulary
-from fisa_platform.curves import svg_text
 from fisa_platform.evaluation.summary import SUBSETS
 from fisa_platform.rendering import class_colour
+from fisa_platform.svg import svg_text
 
 METRICS = ("PQ", "SQ", "RQ", "AP", "mIoU")
 """Columns of the results table."""

@@ -60,7 +60,7 @@ def check_apart(output_uri: str, images_uri: str) -> None:
     """Raises ValueError where what is written would be read as pictures the next time."""
     if f"{make_absolute(output_uri)}/".startswith(f"{make_absolute(images_uri)}/"):
         raise ValueError(
-            f"output_uri {output_uri} lies in the folder that images are read from, {images_uri}; "
+            f"output_uri {output_uri} lies in a folder that this job reads, {images_uri}; "
             "choose a folder beside it"
         )
 

@@ -7,7 +7,7 @@ import pytest
 
 from fisa_platform.runner import run_job
 from fisa_platform.spec import SpecError, jobs_of, load_job
-from fisa_platform.stages.experiment import markdown_table, slug
+from fisa_platform.stages.experiment import markdown_table, slug, write_results
 
 SPEC = Path(__file__).resolve().parents[2] / "jobs" / "toy_ablations.yaml"
 LORA = ["model.trained=lora", "model.query_projection=shared", "model.lora_rank=4"]
@@ -33,10 +33,10 @@ def test_a_scaling_study_has_a_cell_for_every_value() -> None:
     axis = "config.axis={setting: train.config.data_fraction, values: [0.00001, 1]}"
     config = load_job(SPEC, ["config.output_uri=/out", ARMS, "config.seeds=[3]", axis]).config
     assert [cell.row for cell in config.cells] == ["A, 0.00001", "A, 1", "LoRA, 4, 0.00001", "LoRA, 4, 1"]
-    few, lora = config.jobs["a_0_00001-3-train"], config.jobs["lora_4_1-3-train"]
+    few, lora = config.jobs["a-0.00001-3-train"], config.jobs["lora_4-1-3-train"]
     assert (few.config.data_fraction, few.config.model.trained) == (0.00001, "simo")
     assert (lora.config.data_fraction, lora.config.model.trained) == (1, "lora")
-    assert few.output_uri == "/out/cells/a_0_00001-3/weights"
+    assert few.output_uri == "/out/cells/a-0.00001-3/weights"
     assert config.axis.words == "data_fraction"
 
 
@@ -47,10 +47,25 @@ def test_a_scaling_study_has_a_cell_for_every_value() -> None:
         ("config.axis={setting: train.config.iterations, values: [5, 5]}", "two or more that differ"),
         ("config.axis={setting: train.config.iterations, values: [1, 0]}", "iterations must be at least 1"),
         ("config.axis={setting: train.config.iters, values: [1, 2]}", "did you mean 'iterations'"),
-        ("config.axis={setting: iterations, values: [1, 2]}", "which is no step of cell; begin with one of"),
+        ("config.axis={setting: iterations, values: [1, 2]}", "write it like train.config.iterations"),
+        (
+            "config.axis={setting: train.iterations, values: [1, 2]}",
+            "axis.setting is 'train.iterations'",
+        ),
+        ("config.axis={setting: train.config.seed, values: [1, 2]}", "of 'train' other than its seed"),
+        ("config.axis={setting: evaluate.config.batch_size, values: [1, 2]}", "must be a number of 'train'"),
+        (
+            "config.axis={setting: train.config.iterations, values: [1, 2], published: {paper: []}}",
+            "published has no numbers for 'paper'; give pairs",
+        ),
+        (
+            "config.arms={A: [train.compute.workers.max=2]}",
+            "which is no config of a step of cell; begin",
+        ),
+        ("config.arms={baseline (frozen): []}", "'baseline .frozen.' is the name of a step, too"),
         ("config.arms={A: [train.config.model.traned=lora]}", "did you mean 'trained'"),
         ("config.arms={A: [train.config.seed]}", "write it like config.seed=1"),
-        ("config.arms={A: [training.config.seed=1]}", "begin with one of train, evaluate"),
+        ("config.arms={A: [training.config.seed=1]}", "begin with one of train.config., evaluate.config."),
         ("config.arms={A b: [], a-B: []}", "arms must all differ"),
         ("config.seeds=[1, 1]", "seeds must all differ"),
         ("config.seeds=[]", "must each name at least one"),
@@ -71,16 +86,33 @@ def test_the_table_shows_means_and_half_the_range() -> None:
     assert "| FISA | 4.5 ± 1.5 | 4.5 ± 1.5 | 4.5 ± 1.5 | 1.0 ± 0.0 | 1.0 ± 0.0 | 2 |" in table
 
 
-def test_arms_and_values_that_share_a_folder_are_refused() -> None:
-    with pytest.raises(SpecError, match="make 'a_0_5-1' twice; rename an arm"):
-        load_job(
-            SPEC,
-            [
-                "config.arms={A: [], 'A, 0': []}",
-                "config.seeds=[1]",
-                "config.axis={setting: train.config.optimizer.query_scale, values: [0.5, 5]}",
-            ],
-        )
+def test_an_arm_that_sets_the_axis_is_refused() -> None:
+    settings = [
+        "config.arms={A: [train.config.iterations=5]}",
+        "config.axis={setting: train.config.iterations, values: [1, 2]}",
+    ]
+    with pytest.raises(SpecError, match=r"'A' sets train\.config\.iterations, which is the axis"):
+        load_job(SPEC, settings)
+
+
+def test_a_step_that_is_called_as_a_cells_job_is_refused() -> None:
+    step = "config.steps.a-1-train={stage: shard, config: {toyworld: {scenes: 1, names: all}, output_uri: x}}"
+    with pytest.raises(SpecError, match="one is called as a job of a cell is"):
+        load_job(SPEC, [ARMS, "config.seeds=[1]", step])
+
+
+def test_table_and_curves_are_written(tmp_path: Path) -> None:
+    axis = "{setting: train.config.data_fraction, values: [0.1, 1], label: 'part, in $ ($_)'}"
+    config = load_job(
+        SPEC,
+        [f"config.output_uri={tmp_path}", "config.arms={A: []}", "config.seeds=[1]", f"config.axis={axis}"],
+    ).config
+    rows = {cell.row: [{"all": {"PQ": 1.0}, "arm": "A", "value": cell.value}] for cell in config.cells}
+    message = write_results(config, rows)
+    assert "| arm, part, in $ ($_) | PQ all | seeds |" in (tmp_path / "table.md").read_text()
+    assert json.loads((tmp_path / "table.json").read_text()) == rows
+    assert "part, in $ ($_)" in (tmp_path / "curves.svg").read_text()
+    assert message.endswith(f"table: {tmp_path}/table.md\ncurves: {tmp_path}/curves.svg")
 
 
 def test_the_table_leaves_out_what_not_every_row_has() -> None:

@@ -1,6 +1,7 @@
 """Label maps of semantic segmentation, as data sets and their tools write them."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -21,10 +22,10 @@ from fisa_platform.stages.shard import load_images
 THREE = LabelValues({0: 10, 1: 11, 2: 12})
 
 
-def encoded(values: Any, file_format: str = "PNG") -> bytes:
+def encoded(values: Any, file_format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture = values if isinstance(values, Image.Image) else Image.fromarray(np.asarray(values))
-    picture.save(buffer, file_format)
+    picture.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
@@ -61,13 +62,12 @@ def write_files(folder: Path, *names: str) -> None:
         (encoded(np.uint8([[0, 149, 255]])), [0, 149, 255]),
         (encoded(np.uint16([[0, 846, 65_535]])), [0, 846, 65_535]),
         (encoded(np.uint16([[0, 846, 65_535]]), "TIFF"), [0, 846, 65_535]),
-        (encoded(np.int32([[3, 70_000]]), "TIFF"), [3, 70_000]),
-        (encoded(np.uint8([[7, 8]]), "BMP"), [7, 8]),
+        (encoded(np.uint16([[0, 846]]), "TIFF", compression="tiff_lzw"), [0, 846]),
         (packed_png(1, [0, 1, 1, 0, 0, 0, 1, 0]), [0, 1, 1, 0, 0, 0, 1, 0]),
         (packed_png(2, [0, 1, 2, 3]), [0, 1, 2, 3]),
         (packed_png(4, [0, 5, 9, 15]), [0, 5, 9, 15]),
     ],
-    ids=["8 bits", "16 bits", "TIFF", "32 bits", "BMP", "1 bit", "2 bits", "4 bits"],
+    ids=["8 bits", "16 bits", "TIFF", "LZW", "1 bit", "2 bits", "4 bits"],
 )
 def test_values_are_read_as_they_were_written(data: bytes, values: list[int]) -> None:
     assert decode_labels(data).tolist() == [values]
@@ -82,12 +82,18 @@ def test_a_palette_has_its_indices_for_values() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (encoded(np.zeros((2, 2, 3), np.uint8)), "mode RGB; it must have one value a pixel, not colours"),
-        (encoded(np.uint8([[1]]), "JPEG"), "bytes that are no PNG, TIFF or BMP"),
+        (encoded(np.zeros((2, 2, 3), np.uint8)), "mode RGB .RGB., which says no class; save a PNG of one"),
+        (encoded(np.zeros((2, 2, 2), np.uint8)), "mode LA .LA., which says no class"),
+        (encoded(np.zeros((2, 2), np.float32), "TIFF"), "mode F .F;32F., which says no class"),
+        (encoded(np.int32([[3, 70_000]]), "TIFF"), "mode I .I;32S., which says no class"),
+        # White is 0, so that 0, 1, 2 would be read as 255, 254, 253.
+        (encoded(np.uint8([[0, 1]]), "TIFF", tiffinfo={262: 0}), "mode L .L;I., which says no class"),
+        (encoded(np.uint8([[1]]), "JPEG"), "bytes that are no PNG or TIFF"),
+        (encoded(Image.new("1", (10_001, 10_000))), "10001 x 10000 pixels, more than 100,000,000; scale it"),
         (encoded(np.zeros((64, 64), np.uint8))[:60], "cannot be read"),
         (b"", "0 bytes that are no PNG"),
     ],
-    ids=["colours", "JPEG", "cut", "empty"],
+    ids=["colours", "alpha", "float", "32 bits", "white is 0", "JPEG", "huge", "cut", "empty"],
 )
 def test_what_has_no_values_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -106,11 +112,12 @@ def test_each_class_of_an_image_is_a_segment_and_the_rest_is_void() -> None:
 def test_a_value_that_is_no_class_is_void_only_where_it_cannot_be_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"value 3; the classes are 0 to 2, and void is 255 or 65535"):
         THREE.read(encoded(np.uint8([[0, 3]])))
-    assert LabelValues({1: 0}).read(encoded(np.uint8([[0, 1]])))[0].tolist() == [[0, 1]]
+    from_two = LabelValues({2: 0})
+    assert from_two.read(encoded(np.uint8([[0, 2]])))[0].tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match=r"value 1; the classes are 2 to 2, and void is 0 or 255 or 65535"):
+        from_two.read(encoded(np.uint8([[1, 2]])))
     by_ids = LabelValues({7: 7, 11: 11}, others_are_void=True)
     assert by_ids.read(encoded(np.uint8([[7, 9, 11, 30]])))[0].tolist() == [[8, 0, 12, 0]]
-    with pytest.raises(ValueError, match="values 1 to 70000, beyond 16 bits"):
-        by_ids.read(encoded(np.int32([[1, 70_000]]), "TIFF"))
     many = LabelValues({value: value for value in range(847)})
     ids, segments = many.read(encoded(np.uint16([[255, 65_535]])))
     assert ids.tolist() == [[256, 0]]
@@ -136,6 +143,7 @@ def test_values_of_the_public_data_sets(spec: dict[str, Any], values: dict[int, 
     source = config_of(images_uri="/images", labels_uri="/labels", **spec).semantic
     vocabulary = source.vocabulary()
     assert not any(vocabulary.is_thing)
+    assert source.label_values().others_are_void == ("values" in spec)
     category_ids = source.label_values().category_ids
     assert len(category_ids) == len(vocabulary)
     assert (min(category_ids), max(category_ids)) == (min(values), max(values))
@@ -153,18 +161,28 @@ def test_values_of_the_public_data_sets(spec: dict[str, Any], values: dict[int, 
         ({"classes": ["road"], "prompt_names_uri": "/words"}, "class_list is none; name the list it is for"),
         ({"classes": ["road"], "label_suffix": ""}, "label_suffix is empty; leave it out for any suffix"),
         ({"class_list": "ade20k"}, "did you mean 'ade20k_847'"),
+        ({"classes": ["sky", "sky"]}, "class name 'sky' occurs more than once"),
+        ({"classes": ["sky", "road"], "offset": 65_535}, "have the values 65535 to 65536; they must be 0 to"),
+        (
+            {"classes": ["sky", "road"], "offset": -1},
+            "offset is -1, with which the classes have the values",
+        ),
+        (
+            {"classes": ["sky"], "labels_uri": "/images"},
+            "are both /images; give image_suffix and",
+        ),
     ],
     ids=str,
 )
 def test_a_spec_that_does_not_say_the_classes_is_refused(spec: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        config_of(images_uri="/images", labels_uri="/labels", **spec)
+        config_of(**{"images_uri": "/images", "labels_uri": "/labels", **spec})
 
 
 def test_output_among_the_labels_is_refused() -> None:
     uris = {"images_uri": "/data/images", "labels_uri": "/data/labels", "classes": ["sky"]}
     config = {"semantic": uris, "output_uri": "/data/labels/table"}
-    with pytest.raises(ValueError, match="lies in the folder that images are read from"):
+    with pytest.raises(ValueError, match="lies in a folder that this job reads, /data/labels"):
         job_from_data({"stage": "shard", "config": config})
 
 
@@ -192,12 +210,49 @@ def test_cityscapes_files_find_their_images(tmp_path: Path) -> None:
 
 def test_an_image_without_labels_is_left_out_and_labels_without_an_image_are_rejected(tmp_path: Path) -> None:
     write_files(tmp_path, "images/a.jpg", "images/b.jpg", "labels/a.png", "labels/c.png", "labels/list.txt")
+    # Two images of one name are a matter of labels only where they have some.
+    write_files(tmp_path, "images/b.png", "images/d.jpg", "images/d.png", "labels/d.png")
     index = source_of(tmp_path).read()
-    assert index.rows["image_id"].to_pylist() == ["a"]
+    assert index.rows["image_id"].to_pylist() == ["a", "d"]
+    assert index.left_out == 1
     assert index.rejected.schema == REJECTED
-    assert index.rejected.to_pylist() == [
-        {"image_id": "c", "file_name": "c.png", "reason": f"no image of this name in {tmp_path}/images"}
+    assert [(row["image_id"], row["file_name"]) for row in index.rejected.to_pylist()] == [
+        ("d", "d.png"),
+        ("c", "c.png"),
     ]
+    assert index.rejected["reason"][1].as_py() == f"no image of this name in {tmp_path}/images"
+
+
+def test_a_file_that_is_called_as_the_suffix_is_none(tmp_path: Path) -> None:
+    write_files(tmp_path, "images/a.jpg", "images/.jpg", "images/_x.jpg", "images/a_x.jpg", "labels/a.png")
+    index = source_of(tmp_path, image_suffix="_X.jpg").read()
+    assert index.rows["file_name"].to_pylist() == ["a_x.jpg"]
+
+
+def test_names_that_are_not_text_are_rejected_once(tmp_path: Path) -> None:
+    write_files(tmp_path, "images/a.jpg", "labels/a.png")
+    for folder, suffix in (("images", b".jpg"), ("labels", b".png")):
+        Path(os.fsdecode(os.fsencode(tmp_path / folder) + b"/\xff" + suffix)).write_bytes(b"")
+    rejected = source_of(tmp_path).read().rejected.to_pylist()
+    assert [(row["image_id"], row["reason"]) for row in rejected] == [
+        ("\\xff", "its name is not UTF-8; rename it")
+    ]
+
+
+def test_one_folder_may_hold_both(tmp_path: Path) -> None:
+    write_files(tmp_path, "both/a.jpg", "both/a.png")
+    uris = {"images_uri": str(tmp_path / "both"), "labels_uri": str(tmp_path / "both")}
+    index = config_of(**uris, classes=["sky"], image_suffix=".jpg", label_suffix=".png").semantic.read()
+    assert index.rows["panoptic_uri"].to_pylist() == [f"{tmp_path}/both/a.png"]
+    assert index.rejected.num_rows == index.left_out == 0
+
+
+def test_words_of_a_file_stand_in_for_the_lists(tmp_path: Path) -> None:
+    write_files(tmp_path, "images/a.jpg", "labels/a.png")
+    (tmp_path / "words.txt").write_text("\n".join(f"{k}:word {k}" for k in range(19)))
+    words = {"classes": [], "class_list": "cityscapes", "prompt_names_uri": str(tmp_path / "words.txt")}
+    vocabulary = source_of(tmp_path, **words).read().vocabulary
+    assert vocabulary.categories[18].prompt_names == ("word 18",)
 
 
 def test_names_that_do_not_meet_are_said(tmp_path: Path) -> None:

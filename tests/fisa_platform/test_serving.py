@@ -251,6 +251,23 @@ def test_pictures_that_share_a_batch_get_their_own_words() -> None:
         assert {s.name for s in together.segments} <= set(question.vocabulary.names)
 
 
+def test_words_that_cannot_be_read_are_one_questions_matter() -> None:
+    segmenter = Segmenter(FISAPredictor.baseline(fisa_toy()), MODEL)
+    long = Vocabulary.from_names(["rosy " * 35 + "cat"])
+    image, panoptic = draw_scene(3, 0, "seen").image, PanopticConfig()
+    good, bad = segmenter(
+        [Question(image, "a", vocabulary("seen"), panoptic), Question(image, "a", long, panoptic)]
+    )
+    assert good.ids.shape == image.shape[:2]
+    assert isinstance(bad, ValueError) and "it fills the 32 tokens that this CLIP reads" in str(bad)
+
+    async def refuse(question: Question) -> ValueError:
+        return bad
+
+    response = client(answer=refuse).post("/v1/segment", data={"classes": ["x"]}, files=upload(png(2, 4)))
+    assert "shorten the class name" in detail(response, 422)
+
+
 def test_a_picture_of_one_pixel_is_answered() -> None:
     segmenter = Segmenter(FISAPredictor.baseline(fisa_toy()), MODEL)
     question = Question(

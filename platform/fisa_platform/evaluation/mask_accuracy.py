@@ -35,10 +35,12 @@ def true_masks(
     *,
     merge: Literal["segments", "classes"] = "classes",
 ) -> TrueMasks:
-    """One mask a class that has pixels in the id map [H, W], or one a segment, crowds too."""
+    """One mask a class, or a segment, crowds too, of those that have pixels in the id map [H, W]."""
     if merge == "segments":
-        indices = [vocabulary.index_of_id(segment["category_id"]) for segment in segments]
-        masks = [ids == segment["id"] for segment in segments]
+        painted = set(np.unique(ids).tolist())
+        shown = [segment for segment in segments if segment["id"] in painted]
+        indices = [vocabulary.index_of_id(segment["category_id"]) for segment in shown]
+        masks = [ids == segment["id"] for segment in shown]
     else:
         labels = class_labels(ids, segments, vocabulary)
         indices = [int(index) for index in np.unique(labels) if index >= 0]

@@ -35,7 +35,7 @@ from fisa_platform.serving.schemas import (
 )
 from fisa_platform.serving.segmenter import Question
 
-Answerer = Callable[[Question], Awaitable[Segmentation]]
+Answerer = Callable[[Question], Awaitable[Segmentation | ValueError]]
 AnswerFormat = Literal["json", "overlay", "panoptic"]
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -122,6 +122,8 @@ def _v1(answer: Answerer, info: ServiceInfo, panoptic: PanopticConfig, limits: L
             async with asyncio.timeout(limits.request_timeout_seconds):
                 question = await read_question(request, limits, panoptic)
                 found = await answer(question)
+                if isinstance(found, ValueError):
+                    raise HTTPException(422, str(found))
                 return await asyncio.to_thread(_ENCODERS[answer_format], question, found)
         except TimeoutError as error:
             raise HTTPException(

@@ -68,7 +68,7 @@ class SegmentService:
         segmenter = load()
 
         @serve.batch(max_batch_size=batching.size, batch_wait_timeout_s=batching.wait_seconds)
-        async def answer(questions: list[Question]) -> list[Segmentation]:
+        async def answer(questions: list[Question]) -> list[Segmentation | ValueError]:
             # In a thread, so that the next requests are read meanwhile.
             return await asyncio.to_thread(segmenter, questions)
 

@@ -55,12 +55,13 @@ class Segmenter:
         self._lock = threading.Lock()
         self.kept: LRUCache[str, EncodedPicture] = LRUCache(kept_bytes, getsizeof=_tensor_bytes)
 
-    def __call__(self, questions: Sequence[Question]) -> list[Segmentation]:
+    def __call__(self, questions: Sequence[Question]) -> list[Segmentation | ValueError]:
+        """The answers; an error where a question's words cannot be read, which is not the others' fault."""
         rows: dict[str, list[int]] = {}
         for row, question in enumerate(questions):
             rows.setdefault(question.digest, []).append(row)
         images = {digest: questions[of_picture[0]].image for digest, of_picture in rows.items()}
-        answers: dict[int, Segmentation] = {}
+        answers: dict[int, Segmentation | ValueError] = {}
         # Ray Serve may split a batch and call for its parts at once.
         with self._lock:
             for digest, picture in self._encode(images):
@@ -95,8 +96,11 @@ class Segmenter:
             self.kept.popitem()  # before the copy, so that both are never held
         self.kept[digest] = _copy(picture)
 
-    def _answer(self, question: Question, picture: EncodedPicture) -> Segmentation:
-        words = self.predictor.encode_vocabulary(question.vocabulary)
+    def _answer(self, question: Question, picture: EncodedPicture) -> Segmentation | ValueError:
+        try:
+            words = self.predictor.encode_vocabulary(question.vocabulary)
+        except ValueError as error:
+            return error
         (prediction,) = self.predictor.classify(picture.features, picture.proposals, words)
         result = prediction.panoptic(question.vocabulary.is_thing, question.panoptic)
         return name_segments(result, question.vocabulary)

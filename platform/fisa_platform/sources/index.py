@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ class Index:
 
     vocabulary: Vocabulary | None
     """The classes of the ground truth; None without ground truth."""
+
+    left_out: int = 0
+    """Images that are no part of the source, for want of ground truth."""
 
 
 class RowBuffer:
@@ -64,13 +67,11 @@ def read_image_folder(images_uri: str, *, suffix: str | None = None) -> Index:
     two images with one id the second is rejected.
     """
     paths = list_names(images_uri, recursive=True)
-    names = [
-        name for name in paths if name.lower().endswith(IMAGE_SUFFIXES if suffix is None else suffix.lower())
-    ]
+    endings = IMAGE_SUFFIXES if suffix is None else (suffix,)
+    names = with_ending(paths, endings)
     if not names:
         raise ValueError(
-            f"{images_uri}: no image in this folder; expected files ending in "
-            f"{', '.join(IMAGE_SUFFIXES) if suffix is None else suffix}"
+            f"{images_uri}: no image in this folder; expected files ending in {', '.join(endings)}"
         )
     rows, rejected = RowBuffer(INDEX), RowBuffer(REJECTED)
     taken: dict[str, str] = {}
@@ -89,6 +90,16 @@ def read_image_folder(images_uri: str, *, suffix: str | None = None) -> Index:
         uri = storage.join(images_uri, name)
         rows.append({"image_id": image_id, "file_name": name, "image_uri": uri})
     return Index(rows=rows.table(), rejected=rejected.table(), vocabulary=None)
+
+
+def with_ending(paths: Sequence[str], endings: Sequence[str]) -> list[str]:
+    """Paths of files whose names have more than one of these endings, in any case."""
+    lowered = tuple(ending.lower() for ending in endings)
+    return [
+        path
+        for path in paths
+        if path.lower().endswith(lowered) and posixpath.basename(path).lower() not in lowered
+    ]
 
 
 def as_text(name: str) -> str:

@@ -18,18 +18,25 @@ from fisa_model.pictures import MAX_PIXELS
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
 from fisa_platform.schema import INDEX, REJECTED
-from fisa_platform.sources.index import Index, as_text, less_suffix, list_names, read_image_folder
+from fisa_platform.sources.index import (
+    Index,
+    as_text,
+    less_suffix,
+    list_names,
+    read_image_folder,
+    with_ending,
+)
 
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 """What counts as a label map in a folder, in any case; other formats lose values."""
 
-_LARGEST = 65_535
+LARGEST_VALUE = 65_535
 
-VOID_VALUES = (255, _LARGEST)
+VOID_VALUES = (255, LARGEST_VALUE)
 """Pixels of no class in maps of 8 and of 16 bits, where no class has that value."""
 
-_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
-"""PIL's modes of one value a pixel."""
+_LAYOUTS = ("1", "L", "L;2", "L;4", "P", "P;1", "P;2", "P;4", "I;16", "I;16B", "I;16N")
+"""How one value a pixel lies in a file, in PIL's words. Others are inverted, or in another order."""
 
 _SPREAD = {"L;2": 85, "L;4": 17}
 """By what PIL multiplies grey of 2 and 4 bits, as optimisers of PNGs pack it, to spread it over 0 to 255."""
@@ -43,7 +50,7 @@ class LabelValues:
     """The category of each value."""
 
     others_are_void: bool = False
-    """Whether every other value is void; otherwise only those below all classes and VOID_VALUES are."""
+    """Whether every other value is void; otherwise VOID_VALUES are, and 0 where classes start above it."""
 
     def read(self, data: bytes) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
         """An encoded label map -> ids [H, W] as in a panoptic PNG and their `segments_info`.
@@ -54,8 +61,6 @@ class LabelValues:
             ValueError: not an image of one value a pixel, or with a value of no class.
         """
         values = decode_labels(data)
-        if values.min() < 0 or values.max() > _LARGEST:
-            raise ValueError(f"label map has values {values.min()} to {values.max()}, beyond 16 bits")
         areas = np.bincount(values.ravel())
         ids = np.zeros(len(areas), np.int32)
         segments = []
@@ -73,10 +78,11 @@ class LabelValues:
 
     def _check_void(self, value: int) -> None:
         first, last = min(self.category_ids), max(self.category_ids)
-        if not (self.others_are_void or value < first or value in VOID_VALUES):
+        void = VOID_VALUES if first == 0 else (0, *VOID_VALUES)
+        if not (self.others_are_void or value in void):
             raise ValueError(
                 f"label map has the value {value}; the classes are {first} to {last}, and void is "
-                f"{' or '.join(map(str, VOID_VALUES))}; check the class list, `values` and `offset`"
+                f"{' or '.join(map(str, void))}; check the class list, `values` and `offset`"
             )
 
 
@@ -111,6 +117,7 @@ def read_semantic(
             f"{labels_uri}: no label map has the name of an image; images are called {_some(ids)}, "
             f"label maps {_some(labels)}; set image_suffix and label_suffix to what follows the shared name"
         )
+    known = {*ids, *images.rejected["image_id"].to_pylist()}
     uris = [storage.join(labels_uri, labels[image_id]) for image_id in rows["image_id"].to_pylist()]
     rows = rows.set_column(
         INDEX.get_field_index("panoptic_uri"), INDEX.field("panoptic_uri"), pa.array(uris, pa.string())
@@ -121,51 +128,62 @@ def read_semantic(
             "file_name": labels[image_id],
             "reason": f"no image of this name in {images_uri}",
         }
-        for image_id in sorted(labels.keys() - set(ids))
+        for image_id in sorted(labels.keys() - known)
     ]
-    rejected = pa.concat_tables([images.rejected, pa.Table.from_pylist(without, REJECTED)])
-    return Index(rows=rows, rejected=rejected, vocabulary=vocabulary)
+    rejected = images.rejected.filter(
+        pa.array([image_id in labels for image_id in images.rejected["image_id"].to_pylist()], pa.bool_())
+    )
+    return Index(
+        rows=rows,
+        rejected=pa.concat_tables([rejected, pa.Table.from_pylist(without, REJECTED)]),
+        vocabulary=vocabulary,
+        left_out=len(set(ids) - labels.keys()),
+    )
 
 
-def decode_labels(data: bytes) -> NDArray[np.int64]:
+def decode_labels(data: bytes) -> NDArray[np.integer[Any]]:
     """The values [H, W] of an encoded label map: grey of 1 to 16 bits, or the indices of a palette.
 
     Raises:
         ValueError: not an image, cut short, too large, or of colours.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG", "TIFF", "BMP"]) as picture:
+        with Image.open(io.BytesIO(data), formats=["PNG", "TIFF"]) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"label map has {picture.width} x {picture.height} pixels, too many")
-            if picture.mode not in _MODES:
                 raise ValueError(
-                    f"label map has mode {picture.mode}; it must have one value a pixel, not colours"
+                    f"label map has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}; "
+                    "scale it down"
                 )
-            spread = _SPREAD.get(_packing(picture), 1)
-            values: NDArray[np.int64] = np.asarray(picture).astype(np.int64) // spread
+            layout = _layout_of(picture)
+            if layout not in _LAYOUTS:
+                raise ValueError(
+                    f"label map has mode {picture.mode} ({layout}), which says no class; save a PNG of one "
+                    "value a pixel: grey of 8 or 16 bits, or a palette"
+                )
+            values = np.asarray(picture)
     except UnidentifiedImageError as error:
-        raise ValueError(
-            f"label map cannot be read: {len(data)} bytes that are no PNG, TIFF or BMP"
-        ) from error
+        raise ValueError(f"label map cannot be read: {len(data)} bytes that are no PNG or TIFF") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"label map cannot be read: {error}") from error
-    return values
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    return values // np.uint8(_SPREAD[layout]) if layout in _SPREAD else values
 
 
-def _packing(picture: Image.Image) -> str:
-    """How pixels lie in the file, in PIL's words, such as 'L;4'."""
+def _layout_of(picture: Image.Image) -> str:
+    """How pixels lie in the file, in PIL's words, such as 'L;4'; only a damaged file has no tile."""
     tiles = getattr(picture, "tile", None)
-    arguments = tiles[0].args if tiles else ""
+    if not tiles:
+        return "unknown"
+    arguments = tiles[0].args
     return arguments if isinstance(arguments, str) else str(arguments[0])
 
 
 def _by_image(labels_uri: str, suffix: str | None) -> dict[str, str]:
     """Label maps by the path that they share with their image."""
     found: dict[str, str] = {}
-    for path in list_names(labels_uri, recursive=True):
-        name = as_text(path)
-        if not name.lower().endswith(LABEL_SUFFIXES if suffix is None else suffix.lower()):
-            continue
+    endings = LABEL_SUFFIXES if suffix is None else (suffix,)
+    for name in map(as_text, with_ending(list_names(labels_uri, recursive=True), endings)):
         image_id = less_suffix(name, suffix)
         if image_id in found:
             raise ValueError(
@@ -175,8 +193,7 @@ def _by_image(labels_uri: str, suffix: str | None) -> dict[str, str]:
         found[image_id] = name
     if not found:
         raise ValueError(
-            f"{labels_uri}: no label map in this folder; expected files ending in "
-            f"{', '.join(LABEL_SUFFIXES) if suffix is None else suffix}"
+            f"{labels_uri}: no label map in this folder; expected files ending in {', '.join(endings)}"
         )
     return found
 

@@ -31,7 +31,7 @@ class AxisConfig:
     """What a scaling study varies."""
 
     setting: str
-    """A number of a step of the cell, such as `train.config.data_fraction` or `train.config.iterations`."""
+    """A number of `train` in the cell, such as `train.config.data_fraction` or `train.config.iterations`."""
 
     values: list[int | float]
     """Every arm and seed runs with each of them, anew and not as a part of a longer run."""
@@ -45,6 +45,8 @@ class AxisConfig:
     def __post_init__(self) -> None:
         if len(set(self.values)) < max(2, len(self.values)):
             raise ValueError(f"values must be two or more that differ, got {self.values}")
+        if empty := [name for name, pairs in self.published.items() if not pairs]:
+            raise ValueError(f"published has no numbers for {empty[0]!r}; give pairs like [[1, 27.5]]")
 
     @property
     def words(self) -> str:
@@ -70,7 +72,8 @@ class Cell:
     @property
     def slug(self) -> str:
         """Its name as part of a path."""
-        return f"{slug(self.row)}-{self.seed}"
+        value = "" if self.value is None else f"-{_plain(self.value)}"
+        return f"{slug(self.arm)}{value}-{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,10 +107,26 @@ class ExperimentConfig:
         for name, values in (("arms", [slug(arm) for arm in self.arms]), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must all differ, got {values}; rename or remove one")
-        slugs = [cell.slug for cell in self.cells]
-        if twice := [name for name in slugs if slugs.count(name) > 1]:
-            raise ValueError(f"arms and values of the axis make {twice[0]!r} twice; rename an arm")
-        _ = self.jobs  # an arm that cannot be set is refused before anything runs
+        if shared := [cell.row for cell in self.cells if cell.row in self.steps]:
+            raise ValueError(f"arms: {shared[0]!r} is the name of a step, too; rename one of them")
+        self._check_axis()
+        # An arm that cannot be set is refused here, before anything runs.
+        if len(self.jobs) < len(self.steps) + len(self.cells) * len(self.cell):
+            raise ValueError("steps: one is called as a job of a cell is, like 'arm-42-train'; rename it")
+
+    def _check_axis(self) -> None:
+        if self.axis is None:
+            return
+        setting = self.axis.setting
+        train = next(step for step, job in self.cell.items() if job.stage_name == "train")
+        if not setting.startswith(f"{train}.config.") or setting == f"{train}.config.seed":
+            raise ValueError(
+                f"axis.setting is {setting!r}, but must be a number of {train!r} other than its seed; "
+                f"write it like {train}.config.iterations"
+            )
+        for arm, texts in self.arms.items():
+            if any(text.partition("=")[0].strip() == setting for text in texts):
+                raise ValueError(f"arms: {arm!r} sets {setting}, which is the axis; leave it to one of them")
 
     @property
     def jobs(self) -> dict[str, Job]:
@@ -131,12 +150,12 @@ class ExperimentConfig:
         texts = list(self.arms[cell.arm])
         if self.axis is not None and cell.value is not None:
             texts.append(f"{self.axis.setting}={_plain(cell.value)}")
-        strangers = [text for text in texts if text.partition(".")[0] not in self.cell]
+        starts = tuple(f"{name}.config." for name in self.cell)
         origin = f"arms: {cell.row!r}"
-        if strangers:
+        if strangers := [text for text in texts if not text.startswith(starts)]:
             raise ValueError(
-                f"{origin} sets {strangers[0]!r}, which is no step of cell; "
-                f"begin with one of {', '.join(self.cell)}"
+                f"{origin} sets {strangers[0]!r}, which is no config of a step of cell; "
+                f"begin with one of {', '.join(starts)}"
             )
         settings = [text.removeprefix(f"{step}.") for text in texts if text.startswith(f"{step}.")]
         if job.stage_name == "train":
@@ -153,19 +172,25 @@ class ExperimentConfig:
 
 def run(config: ExperimentConfig, compute: Compute, context: StageContext) -> StageResult:
     """Run every job that is not up to date, then write the table of scores, and curves, beside the cells."""
-    from fisa_platform.curves import draw_curves
-
     outcomes = {outcome.name: outcome for outcome in runner.run_jobs(config.jobs, context.progress)}
-    rows = scores_by_row(config, outcomes)
+    return StageResult(message=write_results(config, scores_by_row(config, outcomes)))
+
+
+def write_results(config: ExperimentConfig, rows: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Write the table, as Markdown and JSON, and then the curves; returns what to say of them."""
     axis = config.axis
     table = markdown_table(rows, "" if axis is None else f"arm, {axis.words}")
-    files = {TABLE_NAME: table, JSON_NAME: json.dumps(rows, indent=2)}
-    if axis is not None:
-        files[CURVES_NAME] = draw_curves(rows, label=axis.words, published=axis.published)
-    for name, text in files.items():
-        storage.write_bytes(storage.join(config.output_uri, name), text.encode())
-    drawn = "" if axis is None else f"\ncurves: {storage.join(config.output_uri, CURVES_NAME)}"
-    return StageResult(message=f"{table}\ntable: {storage.join(config.output_uri, TABLE_NAME)}{drawn}")
+    table_uri = storage.join(config.output_uri, TABLE_NAME)
+    storage.write_bytes(table_uri, table.encode())
+    storage.write_bytes(storage.join(config.output_uri, JSON_NAME), json.dumps(rows, indent=2).encode())
+    if axis is None:
+        return f"{table}\ntable: {table_uri}"
+    from fisa_platform.curves import draw_curves
+
+    curves_uri = storage.join(config.output_uri, CURVES_NAME)
+    curves = draw_curves(rows, label=axis.words, published=axis.published)
+    storage.write_bytes(curves_uri, curves.encode())
+    return f"{table}\ntable: {table_uri}\ncurves: {curves_uri}"
 
 
 def scores_by_row(

@@ -81,7 +81,8 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
 
     index = config.source.read()
     missing = f", {index.rejected.num_rows} cannot be used" if index.rejected.num_rows else ""
-    context.progress(f"{index.rows.num_rows} images found{missing}")
+    left_out = f", {index.left_out} without ground truth are left out" if index.left_out else ""
+    context.progress(f"{index.rows.num_rows} images found{missing}{left_out}")
     labels = None if config.semantic is None else config.semantic.label_values()
     earlier = earlier_work(context.output, "images")
     if earlier.ids:

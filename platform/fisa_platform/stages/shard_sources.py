@@ -75,7 +75,8 @@ class SemanticMaps:
     """Folder of the images, which may have folders; or a zip."""
 
     labels_uri: str
-    """Folder or zip of the label maps: PNG, TIFF or BMP of one value a pixel, named like their images."""
+    """Folder or zip of the label maps: PNG or TIFF of one value a pixel, named like their images. 255
+    is void, and 65535; so is 0 where classes start at 1."""
 
     class_list: ClassListName | None = None
     """The shipped list of the classes; or else give `classes`."""
@@ -96,7 +97,7 @@ class SemanticMaps:
     """What names of images end in, `_leftImg8bit.png` in Cityscapes; none is any image."""
 
     label_suffix: str | None = None
-    """What names of label maps end in, `_gtFine_labelIds.png` in Cityscapes; none is .png, .tif or .bmp."""
+    """What names of label maps end in, `_gtFine_labelIds.png` in Cityscapes; none is .png or .tif."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -110,6 +111,22 @@ class SemanticMaps:
         for name in ("image_suffix", "label_suffix"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} is empty; leave it out for any suffix, or give what names end in")
+        if self.images_uri == self.labels_uri and None in (self.image_suffix, self.label_suffix):
+            raise ValueError(
+                f"images_uri and labels_uri are both {self.images_uri}; give image_suffix and label_suffix, "
+                "by which names of images and of label maps differ"
+            )
+        self._check_offset()
+
+    def _check_offset(self) -> None:
+        from fisa_platform.sources.semantic import LARGEST_VALUE
+
+        values = self.label_values().category_ids
+        if min(values) < 0 or max(values) > LARGEST_VALUE:
+            raise ValueError(
+                f"offset is {self.offset}, with which the classes have the values {min(values)} to "
+                f"{max(values)}; they must be 0 to {LARGEST_VALUE}"
+            )
 
     def folders(self) -> list[str]:
         return [self.images_uri, self.labels_uri]
@@ -129,18 +146,19 @@ class SemanticMaps:
         """What the values of the label maps mean."""
         from fisa_platform.sources.semantic import LabelValues
 
-        ids = self.vocabulary().ids
+        ids = self.vocabulary(with_own_words=False).ids
         values = ids if self.values == "ids" else range(len(ids))
         category_ids = {value + self.offset: id_ for value, id_ in zip(values, ids, strict=True)}
         return LabelValues(category_ids, others_are_void=self.values == "ids")
 
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self, *, with_own_words: bool = True) -> Vocabulary:
         """The classes; all are stuff, for label maps do not tell things apart."""
         from fisa_model.vocabulary import Vocabulary
 
         if self.class_list is None:
             return Vocabulary.from_names([], stuff=self.classes)
-        categories = _load_class_list(self.class_list, self.prompt_names_uri).categories
+        words_uri = self.prompt_names_uri if with_own_words else None
+        categories = _load_class_list(self.class_list, words_uri).categories
         return Vocabulary(tuple(replace(category, is_thing=False) for category in categories))
 
 

@@ -67,6 +67,8 @@ def nested_subset(ids: Sequence[str], fraction: float, seed: int) -> list[int]:
     An id's hash, with the seed, decides, so that neither the table's order nor its other ids matter much, and
     another seed takes other ids.
     """
+    if fraction == 1:
+        return list(range(len(ids)))
     keys = [hashlib.blake2b(f"{seed}/{image_id}".encode(), digest_size=8).digest() for image_id in ids]
     first = sorted(range(len(ids)), key=keys.__getitem__)
     return sorted(first[: max(1, round(fraction * len(ids)))])

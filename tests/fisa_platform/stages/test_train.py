@@ -214,6 +214,19 @@ def test_options_of_batches_reach_the_objective_and_the_jitter(tables: dict[str,
     assert jitter.resize == "letterbox"
 
 
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_a_part_of_the_images_is_trained_on(tables: dict[str, str], fraction: float) -> None:
+    config = make_job(tables, data_fraction=fraction).config
+    model = new_state(config).objective.model
+    assert len(build_examples(config, VOCABULARY, model)) == round(fraction * SCENES)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_a_part_that_is_none_is_refused(tables: dict[str, str], fraction: float) -> None:
+    with pytest.raises(ValueError, match="data_fraction must be above 0 and at most 1, got"):
+        make_job(tables, data_fraction=fraction)
+
+
 def test_norm_layers_and_embeddings_of_a_generator_that_learns_are_not_decayed(
     tables: dict[str, str], mask2former_folder: Path
 ) -> None:
