@@ -1,4 +1,4 @@
-"""Curves of a scaling study: PQ over what was varied, one line an arm, as SVG."""
+"""Curves of a scaling study: a score over what was varied, one line an arm, as SVG."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,28 +22,35 @@ _DASHES = ("--", ":", "-.")
 
 
 def draw_curves(
-    rows: Mapping[str, Cells], *, label: str, published: Mapping[str, Sequence[tuple[float, float]]]
+    rows: Mapping[str, Cells],
+    *,
+    label: str,
+    published: Mapping[str, Sequence[tuple[float, float]]],
+    metric: str = "PQ",
 ) -> str:
     """An SVG: the mean over seeds as a line, from the least to the greatest as a band.
 
     Args:
         rows: the table of a study; a row without an arm, such as a frozen baseline, is a level line.
         label: of the axis.
-        published: marks in the panel of all classes, pairs of value and PQ by name.
+        published: marks in the panel of all classes, pairs of value and metric by name.
+        metric: what is drawn, a key of the scores.
     """
     with plain_text():
-        panels = [subset for subset in PANELS if all("PQ" in c.get(subset, {}) for c in _flat(rows.values()))]
+        panels = [
+            subset for subset in PANELS if all(metric in c.get(subset, {}) for c in _flat(rows.values()))
+        ]
         figure = Figure(figsize=(1 + 3.4 * len(panels), 3.6), layout="constrained")
         for axes, subset in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _draw_arms(axes, _points(rows, subset))
-            levels = {name: cells[0][subset]["PQ"] for name, cells in rows.items() if "arm" not in cells[0]}
+            _draw_arms(axes, _points(rows, subset, metric))
+            levels = {name: cells[0][subset][metric] for name, cells in rows.items() if "arm" not in cells[0]}
             for place, (name, level) in enumerate(levels.items()):
                 axes.axhline(level, color="0.35", linestyle=_DASHES[place % len(_DASHES)], label=name)
             for place, (name, pairs) in enumerate(published.items() if subset == "all" else ()):
                 mark = _MARKS[place % len(_MARKS)]
                 axes.plot(*zip(*pairs, strict=True), mark, color="0.2", fillstyle="none", label=name)
             axes.set_xlabel(label)
-            axes.set_ylabel(f"PQ, {subset} classes")
+            axes.set_ylabel(f"{metric}, {subset} classes")
         lines, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(lines, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return svg_text(figure)
@@ -53,12 +60,12 @@ def _flat(groups: Any) -> list[Mapping[str, Any]]:
     return [cell for cells in groups for cell in cells]
 
 
-def _points(rows: Mapping[str, Cells], subset: str) -> dict[str, dict[float, list[float]]]:
-    """PQ of each seed, by arm and value."""
+def _points(rows: Mapping[str, Cells], subset: str, metric: str) -> dict[str, dict[float, list[float]]]:
+    """The score of each seed, by arm and value."""
     points: dict[str, dict[float, list[float]]] = {}
     for cell in _flat(rows.values()):
         if "arm" in cell:
-            points.setdefault(cell["arm"], {}).setdefault(cell["value"], []).append(cell[subset]["PQ"])
+            points.setdefault(cell["arm"], {}).setdefault(cell["value"], []).append(cell[subset][metric])
     return points
 
 

@@ -40,7 +40,7 @@ def describe(version: Version) -> str:
     if manifest.vocabulary is not None:
         names = Vocabulary.from_json(manifest.vocabulary).names
         rest = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-        lines.append(f"classes   {len(names)}: {', '.join(names[:NAMES])}{rest}")
+        lines.append(f"classes   {len(names)}: {'; '.join(names[:NAMES])}{rest}")
     lines += [f"rejected  {line}" for line in _rejected_lines(version)]
     return "\n".join(lines)
 

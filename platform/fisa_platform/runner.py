@@ -208,7 +208,7 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
         try:
             inputs[path] = _read_input(uri, known)
             reads[path] = f"{uri} (there)"
-            problems += _weights_problem(path, inputs[path])
+            problems += _content_problem(job, path, inputs[path])
         except (OSError, ValueError) as error:
             absent = isinstance(error, FileNotFoundError)
             reads[path] = f"{uri} ({'missing' if absent else 'cannot be looked at'})"
@@ -228,17 +228,25 @@ def _plan_job(name: str, job: Job, made: Mapping[str, Version | None]) -> tuple[
     return Plan(name=name, job=job, reads=reads, state=state, problems=problems), version
 
 
-def _weights_problem(path: str, found: Input) -> list[str]:
-    """What is wrong with a place for weights that has other things."""
-    if path.rpartition(".")[2] != "weights_uri" or found.uri.endswith(".safetensors"):
+_CONTENT = {
+    "weights_uri": ("", ".safetensors", "weights; give what `train` wrote, or a .safetensors file"),
+    "proposals_uri": ("proposals/", ".parquet", "proposals; give what `propose` wrote"),
+    "images_uri": ("images/", ".parquet", "images; give what `shard` wrote"),
+}
+"""How files begin and end that a version must have for a field, and words for them."""
+
+
+def _content_problem(job: Job, path: str, found: Input) -> list[str]:
+    """What is wrong with a place that has other things than its field is for."""
+    name = path.rpartition(".")[2]
+    if name not in _CONTENT or found.uri.endswith(".safetensors") or job.stage_name == "shard":
         return []
+    prefix, suffix, words = _CONTENT[name]
     version = manifest.find_version(found.uri)
-    if version is not None and version.files(suffix=".safetensors"):
+    is_folder_of_pictures = version is None and name == "images_uri" and job.stage_name == "label"
+    if is_folder_of_pictures or (version is not None and version.files(prefix, suffix)):
         return []
-    return [
-        f"config.{path}: {found.uri}: holds no version of weights; give what `train` wrote, or a "
-        ".safetensors file"
-    ]
+    return [f"config.{path}: {found.uri}: holds no version of {words}"]
 
 
 def _make_folder(output_uri: str) -> None:

@@ -49,6 +49,11 @@ def test_a_study_without_a_split_has_one_panel() -> None:
     assert [text for text in found if text.startswith("PQ, ")] == ["PQ, all classes"]
 
 
+def test_another_metric_may_be_drawn() -> None:
+    rows = {f"A, {value}": [{**cell("A", value, 1, "all"), "all": {"mIoU": 3.0}}] for value in (1, 2)}
+    assert "mIoU, all classes" in texts(draw_curves(rows, label="x", published={}, metric="mIoU"))
+
+
 def test_a_band_spans_the_seeds() -> None:
     """Another seed that lies outside moves the band; one that lies inside moves only the line."""
     outside, inside = study("all"), study("all")

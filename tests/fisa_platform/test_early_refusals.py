@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import pyarrow as pa
 import pytest
 
 from fisa_model.config import fisa_toy
 from fisa_model.fisa import build_fisa
 from fisa_model.weights import save_fisa
-from fisa_platform import storage
+from fisa_platform import manifest, storage
 from fisa_platform.classifier import ClassifierConfig, check_weights
 from fisa_platform.compute import Compute, check_fits
 from fisa_platform.job import what_data_depends_on
 from fisa_platform.runner import outline_jobs, plan_jobs, run_job
 from fisa_platform.spec import job_from_data
+from fisa_platform.tables import write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +176,27 @@ def test_a_place_for_weights_that_has_other_things_is_a_problem(tmp_path: Path) 
     [plan] = plan_jobs({"label": job_from_data(spec)})
     assert "classifier.weights_uri: " in plan.problems[0]
     assert "holds no version of weights; give what `train` wrote" in plan.problems[0]
+
+
+def test_tables_that_were_swapped_are_a_problem(tmp_path: Path) -> None:
+    version = commit_a_file(tmp_path / "images", "images/a.parquet")
+    swapped = {"images_uri": a_picture(tmp_path), "proposals_uri": version.uri}
+    config = {**swapped, "output_uri": str(tmp_path / "out")}
+    [plan] = plan_jobs({"evaluate": job_from_data({"stage": "evaluate", "config": config})})
+    images, proposals = plan.problems
+    assert re.match(r"config\.images_uri: .* holds no version of images; give what `shard` wrote", images)
+    assert re.match(r"config\.proposals_uri: .* no version of proposals; give what `propose`", proposals)
+    both = commit_a_file(tmp_path / "proposals", "proposals/a.parquet")
+    right = {"images_uri": version.uri, "proposals_uri": both.uri, "output_uri": str(tmp_path / "out")}
+    [plan] = plan_jobs({"evaluate": job_from_data({"stage": "evaluate", "config": right})})
+    assert plan.problems == []
+
+
+def commit_a_file(folder: Path, name: str) -> manifest.Version:
+    """A version of one file."""
+    pending = manifest.new_version(str(folder), "50" * 8)
+    write_parquet(storage.join(pending.uri, name), pa.table({"image_id": ["a"]}))
+    return manifest.commit(pending, stage="test", config={}, inputs={}, seconds=0)
 
 
 def test_an_output_with_somebody_elses_pointer_is_refused_before_the_work(tmp_path: Path) -> None:

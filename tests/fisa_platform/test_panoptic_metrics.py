@@ -94,7 +94,7 @@ def test_pictures_of_two_sizes_are_refused():
         PanopticMetrics(VOCABULARY).update(np.zeros((1, 2), np.int32), [], np.zeros((2, 1), np.int32), [])
 
 
-# --- Against panopticapi, on random pictures with crowds, void and stated areas ---
+# --- Against panopticapi, on random pictures with crowds, void, stated areas, covered segments ---
 
 
 def random_image(rng, size=(24, 32)):
@@ -110,6 +110,10 @@ def random_image(rng, size=(24, 32)):
     gt_segments = segments_of(gt, gt_category, crowds)
     for segment in gt_segments:
         segment["area"] += int(rng.integers(0, 2) * rng.integers(0, 20))
+    # What other things cover has no pixel, but is ground truth.
+    gt_segments.append(
+        {"id": 7, "category_id": IDS[rng.integers(4)], "area": 9, "iscrowd": rng.random() < 0.3}
+    )
     return (
         gt.astype(np.int32),
         gt_segments,

@@ -70,9 +70,7 @@ def read_image_folder(images_uri: str, *, suffix: str | None = None) -> Index:
     endings = IMAGE_SUFFIXES if suffix is None else (suffix,)
     names = with_ending(paths, endings)
     if not names:
-        raise ValueError(
-            f"{images_uri}: no image in this folder; expected files ending in {', '.join(endings)}"
-        )
+        raise ValueError(f"{images_uri}: no image in this folder; {found_instead(paths, endings)}")
     rows, rejected = RowBuffer(INDEX), RowBuffer(REJECTED)
     taken: dict[str, str] = {}
     for name in names:
@@ -100,6 +98,12 @@ def with_ending(paths: Sequence[str], endings: Sequence[str]) -> list[str]:
         for path in paths
         if path.lower().endswith(lowered) and posixpath.basename(path).lower() not in lowered
     ]
+
+
+def found_instead(paths: Sequence[str], endings: Sequence[str]) -> str:
+    """What was expected of the files of a folder, and what there is."""
+    found = f"{len(paths)} such as {as_text(paths[0])!r}"
+    return f"expected files ending in {', '.join(endings)}, found {found}; check the folder and the suffix"
 
 
 def as_text(name: str) -> str:

@@ -21,6 +21,7 @@ from fisa_platform.schema import INDEX, REJECTED
 from fisa_platform.sources.index import (
     Index,
     as_text,
+    found_instead,
     less_suffix,
     list_names,
     read_image_folder,
@@ -183,7 +184,8 @@ def _by_image(labels_uri: str, suffix: str | None) -> dict[str, str]:
     """Label maps by the path that they share with their image."""
     found: dict[str, str] = {}
     endings = LABEL_SUFFIXES if suffix is None else (suffix,)
-    for name in map(as_text, with_ending(list_names(labels_uri, recursive=True), endings)):
+    paths = list_names(labels_uri, recursive=True)
+    for name in map(as_text, with_ending(paths, endings)):
         image_id = less_suffix(name, suffix)
         if image_id in found:
             raise ValueError(
@@ -192,9 +194,7 @@ def _by_image(labels_uri: str, suffix: str | None) -> dict[str, str]:
             )
         found[image_id] = name
     if not found:
-        raise ValueError(
-            f"{labels_uri}: no label map in this folder; expected files ending in {', '.join(endings)}"
-        )
+        raise ValueError(f"{labels_uri}: no label map in this folder; {found_instead(paths, endings)}")
     return found
 
 

@@ -137,7 +137,11 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
         extra={**all_scores, "rejected": written.rejected},
         files=[*written.files, metrics_uri],
         message="\n".join(
-            [_score_table(scores), *(f"{name}\n{_score_table(by)}" for name, by in by_other_rules.items())]
+            [
+                _score_table(scores),
+                *(f"{name}\n{_score_table(by)}" for name, by in by_other_rules.items()),
+                f"scores of each class: {metrics_uri}",
+            ]
         ),
     )
 

@@ -10,11 +10,12 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
+from fisa_model.config import check_choices
 from fisa_platform import runner, storage
 from fisa_platform.compute import Compute
 from fisa_platform.decode import DecodeError, decode
@@ -23,7 +24,7 @@ from fisa_platform.overrides import apply_overrides
 from fisa_platform.runner import Outcome
 
 TABLE_NAME, JSON_NAME, CURVES_NAME = "table.md", "table.json", "curves.svg"
-COLUMNS = (("all", "PQ"), ("seen", "PQ"), ("unseen", "PQ"), ("seen", "mIoU"), ("unseen", "mIoU"))
+COLUMNS = tuple((subset, metric) for metric in ("PQ", "mIoU") for subset in ("all", "seen", "unseen"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +40,14 @@ class AxisConfig:
     label: str | None = None
     """Words for the axis; none is the setting's name."""
 
+    metric: Literal["PQ", "mIoU"] = "PQ"
+    """What is drawn over it."""
+
     published: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Marks beside the curves: by name, pairs of a value and its PQ over all classes."""
+    """Marks beside the curves: by name, pairs of a value and the metric over all classes."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if len(set(self.values)) < max(2, len(self.values)):
             raise ValueError(f"values must be two or more that differ, got {self.values}")
         if empty := [name for name, pairs in self.published.items() if not pairs]:
@@ -124,6 +129,8 @@ class ExperimentConfig:
                 f"axis.setting is {setting!r}, but must be a number of {train!r} other than its seed; "
                 f"write it like {train}.config.iterations"
             )
+        for value in self.axis.values:
+            _set(self.cell[train], [_setting_of(self.axis, value).removeprefix(f"{train}.")], "axis.setting")
         for arm, texts in self.arms.items():
             if any(text.partition("=")[0].strip() == setting for text in texts):
                 raise ValueError(f"arms: {arm!r} sets {setting}, which is the axis; leave it to one of them")
@@ -149,7 +156,7 @@ class ExperimentConfig:
         job = self.cell[step]
         texts = list(self.arms[cell.arm])
         if self.axis is not None and cell.value is not None:
-            texts.append(f"{self.axis.setting}={_plain(cell.value)}")
+            texts.append(_setting_of(self.axis, cell.value))
         starts = tuple(f"{name}.config." for name in self.cell)
         origin = f"arms: {cell.row!r}"
         if strangers := [text for text in texts if not text.startswith(starts)]:
@@ -161,12 +168,7 @@ class ExperimentConfig:
         if job.stage_name == "train":
             settings.append(f"config.seed={cell.seed}")
         own, shared = f"{self.output_uri}/cells/{cell.slug}/", f"{self.output_uri}/cell/"
-        try:
-            plain: Any = apply_overrides({"config": to_json(job.config)}, settings, origin)
-            config: Any = decode(job.stage.config, plain["config"], "config")
-        except DecodeError as error:
-            raise ValueError(f"{origin}: {error}") from error
-        located = map_uris(config, lambda _, uri: uri.replace(shared, own, 1))
+        located = map_uris(_set(job, settings, origin), lambda _, uri: uri.replace(shared, own, 1))
         return dataclasses.replace(job, config=located)
 
 
@@ -188,7 +190,7 @@ def write_results(config: ExperimentConfig, rows: Mapping[str, list[dict[str, An
     from fisa_platform.curves import draw_curves
 
     curves_uri = storage.join(config.output_uri, CURVES_NAME)
-    curves = draw_curves(rows, label=axis.words, published=axis.published)
+    curves = draw_curves(rows, label=axis.words, metric=axis.metric, published=axis.published)
     storage.write_bytes(curves_uri, curves.encode())
     return f"{table}\ntable: {table_uri}\ncurves: {curves_uri}"
 
@@ -242,6 +244,20 @@ def _scores(outcome: Outcome) -> dict[str, Any]:
     assert outcome.version is not None
     scores: dict[str, Any] = outcome.version.manifest.extra["scores"]
     return dict(scores)
+
+
+def _set(job: Job, settings: Sequence[str], origin: str) -> Any:
+    """The job's config with values set by texts like `config.iterations=100`."""
+    try:
+        plain: Any = apply_overrides({"config": to_json(job.config)}, settings, origin)
+        return decode(job.stage.config, plain["config"], "config")
+    except DecodeError as error:
+        raise ValueError(f"{origin}: {error}") from error
+
+
+def _setting_of(axis: AxisConfig, value: float) -> str:
+    """What sets a value of the axis."""
+    return f"{axis.setting}={_plain(value)}"
 
 
 def _plain(value: float) -> str:

@@ -145,7 +145,7 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     check_once(source.image_ids, [part["uri"] for part in done])
     written = Written.of([*done, *write_rejected(source.rejected, output_uri)], label_output.TABLE)
     written.check(config.max_rejected_fraction)
-    files = [file for file in written.files if f"/{label_output.TABLE}/" in file]
+    files = sorted(part["uri"] for part in done if part["table"] == label_output.TABLE)
     json_uris = label_output.write_json(output_uri, files, vocabulary, instances=config.instances_json)
     return StageResult(
         rows=written.rows,

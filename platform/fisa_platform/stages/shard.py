@@ -78,6 +78,7 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
 
     from fisa_platform.resume import check_once, earlier_work, without
     from fisa_platform.tables import Written, collect
+    from fisa_platform.truth_summary import summarise_truth
 
     index = config.source.read()
     missing = f", {index.rejected.num_rows} cannot be used" if index.rejected.num_rows else ""
@@ -99,14 +100,18 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     )
     done = [*earlier.parts, *collect(parts, left.num_rows, context.progress)]
     check_once(index.rows["image_id"], [part["uri"] for part in done])
+    files = [part["uri"] for part in done if part["table"] == "images"]
     written = Written.of([*done, *write_rejected(index.rejected, context.output.uri)], "images")
     written.check(config.max_rejected_fraction)
+    truth = ""
+    if index.vocabulary is not None:
+        truth = f"; {summarise_truth(files, index.vocabulary)}"
     return StageResult(
         rows=written.rows,
         vocabulary=index.vocabulary.to_json() if index.vocabulary else None,
         extra={"rejected": written.rejected},
         files=written.files,
-        message=written.summary,
+        message=f"{written.summary}{truth}",
     )
 
 

@@ -82,7 +82,7 @@ class SemanticMaps:
     """The shipped list of the classes; or else give `classes`."""
 
     classes: tuple[str, ...] = ()
-    """The classes in the order of their values, with synonyms as in "person, pedestrian"."""
+    """The classes in the order of their values, which become ids; synonyms as in "person, pedestrian"."""
 
     prompt_names_uri: str | None = None
     """A file of other words for `class_list`, in the form of FC-CLIP's `*_with_prompt_eng.txt`."""
@@ -102,7 +102,7 @@ class SemanticMaps:
     def __post_init__(self) -> None:
         check_choices(self)
         if (self.class_list is None) == (not self.classes):
-            got = "both" if self.classes else "none"
+            got = "both; write `class_list: null` or `classes: []`" if self.classes else "none"
             raise ValueError(f"exactly one of class_list and classes must be given, got {got}")
         if self.prompt_names_uri is not None and self.class_list is None:
             raise ValueError(_WORDS_WITHOUT_LIST.format(self.prompt_names_uri))
@@ -156,7 +156,9 @@ class SemanticMaps:
         from fisa_model.vocabulary import Vocabulary
 
         if self.class_list is None:
-            return Vocabulary.from_names([], stuff=self.classes)
+            named = Vocabulary.from_names([], stuff=self.classes).categories
+            values = range(self.offset, self.offset + len(named))
+            return Vocabulary(tuple(replace(c, id=value) for c, value in zip(named, values, strict=True)))
         words_uri = self.prompt_names_uri if with_own_words else None
         categories = _load_class_list(self.class_list, words_uri).categories
         return Vocabulary(tuple(replace(category, is_thing=False) for category in categories))

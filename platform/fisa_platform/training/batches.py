@@ -101,7 +101,11 @@ class TrainingExamples:
         row = self.images[self.usable[sample.row]]
         proposals = NO_PROPOSALS if self.proposals is None else self.proposals[row["image_id"]]
         rng = np.random.default_rng((self.seed, sample.number))
-        return self.jitter(decode_image(row["image"]), proposals, read_target(row, self.vocabulary), rng)
+        target = read_target(row, self.vocabulary)
+        try:
+            return self.jitter(decode_image(row["image"]), proposals, target, rng)
+        except ValueError as error:
+            raise ValueError(f"image {row['image_id']} and its proposals: {error}") from error
 
 
 def read_target(row: dict[str, Any], vocabulary: Vocabulary) -> Target:

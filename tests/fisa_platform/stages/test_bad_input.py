@@ -150,7 +150,9 @@ def test_every_damaged_image_is_rejected_with_its_reason_and_an_odd_one_read(
     assert {name: rows[name]["orientation"] for name in ODD} == {**dict.fromkeys(ODD, 1), "turned": 6}
     found = rejections(version)
     assert (version.manifest.rows, version.manifest.extra["rejected"]) == (len(ODD), len(BAD) + 1)
-    assert version.manifest.extra["message"] == f"{len(ODD)} images, {len(BAD) + 1} rejected"
+    counted, truth = version.manifest.extra["message"].split("; ")
+    assert counted == f"{len(ODD)} images, {len(BAD) + 1} rejected"
+    assert truth.startswith("2 of 2 classes, 0% void, most of all left ")
     again = [reason for name, reason in found if name == "good"]
     assert again == ["image id good occurs more than once in the JSON"]
     reasons = {name: reason for name, reason in found if name != "good"}
