@@ -98,7 +98,7 @@ def test_clip_is_loaded_frozen_with_its_numbers(clip_folder: Path, clip: Any) ->
     assert loaded.facts.digest == digest_of(clip, loaded.tokenizer)
     assert loaded.facts.logit_scale == pytest.approx(1 / 0.07)
     assert loaded.facts.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
-    assert loaded.tokenizer(["cat"]).shape == (1, 12)
+    assert loaded.tokenizer(["cat"]).shape == (1, 24)
 
 
 def test_a_folders_own_word_pieces_are_used(clip_folder: Path, tmp_path: Path) -> None:

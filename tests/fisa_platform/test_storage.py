@@ -181,7 +181,7 @@ def test_output_lies_beside_the_pictures() -> None:
     for beside, images_uri in (("/a/bc", "/a/b"), ("s3://x/yz", "s3://x/y"), ("/a", "/a/b")):
         storage.check_apart(beside, images_uri)
     for inside, images_uri in (("/a/b/c", "/a/b"), ("/a/b", "/a/b/"), ("s3://x/y/z", "s3://x/y")):
-        with pytest.raises(ValueError, match="lies in the folder that images are read from"):
+        with pytest.raises(ValueError, match="lies in a folder that this job reads"):
             storage.check_apart(inside, images_uri)
 
 
