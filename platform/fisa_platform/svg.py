@@ -18,13 +18,13 @@ _SETTINGS = {
 
 @contextmanager
 def plain_text() -> Iterator[None]:
-    """Settings under which a figure is made and written."""
+    """Settings for text as it is; a figure keeps some of them from when it was made."""
     with matplotlib.rc_context(cast(Any, _SETTINGS)):
         yield
 
 
 def svg_text(figure: Figure, *, transparent: bool = False) -> str:
-    """The `svg` element of a figure that was made under `plain_text`."""
+    """The `svg` element of a figure; one with names in it is to be made under `plain_text`."""
     buffer = io.StringIO()
     with plain_text():
         figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None})

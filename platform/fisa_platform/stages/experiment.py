@@ -123,7 +123,7 @@ class ExperimentConfig:
         if self.axis is None:
             return
         setting = self.axis.setting
-        train = next(step for step, job in self.cell.items() if job.stage_name == "train")
+        train = self.step_of("train")
         if not setting.startswith(f"{train}.config.") or setting == f"{train}.config.seed":
             raise ValueError(
                 f"axis.setting is {setting!r}, but must be a number of {train!r} other than its seed; "
@@ -134,6 +134,10 @@ class ExperimentConfig:
         for arm, texts in self.arms.items():
             if any(text.partition("=")[0].strip() == setting for text in texts):
                 raise ValueError(f"arms: {arm!r} sets {setting}, which is the axis; leave it to one of them")
+
+    def step_of(self, stage_name: str) -> str:
+        """The step of a cell that is of a stage, `train` or `evaluate`."""
+        return next(step for step, job in self.cell.items() if job.stage_name == stage_name)
 
     @property
     def jobs(self) -> dict[str, Job]:
@@ -202,10 +206,7 @@ def scores_by_row(
     rows = {
         name: [_scores(outcomes[name])] for name, job in config.steps.items() if job.stage_name == "evaluate"
     }
-    train, evaluate = (
-        next(step for step, job in config.cell.items() if job.stage_name == stage)
-        for stage in ("train", "evaluate")
-    )
+    train, evaluate = config.step_of("train"), config.step_of("evaluate")
     for cell in config.cells:
         trained = outcomes[f"{cell.slug}-{train}"].version
         assert trained is not None
