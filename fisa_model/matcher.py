@@ -42,8 +42,14 @@ class Target:
                 f"labels of a target must be class indices 0 to {num_classes - 1}, got {self.labels.tolist()}"
             )
 
-    def to(self, device: torch.device | str) -> "Target":
-        return Target(self.labels.to(device), self.masks.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Target":
+        return Target(
+            self.labels.to(device, non_blocking=non_blocking),
+            self.masks.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> "Target":
+        return Target(self.labels.pin_memory(), self.masks.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)

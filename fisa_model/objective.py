@@ -31,12 +31,22 @@ class TrainingBatch:
     emptied: float = 0.0
     """Segments of an image that have no pixel in its window, on average."""
 
-    def to(self, device: torch.device | str, **_: object) -> "TrainingBatch":
-        """The batch on a device."""
-        targets = [target.to(device) for target in self.targets]
-        return TrainingBatch(
-            self.images.to(device), self.proposals.to(device), self.valid.to(device), targets, self.emptied
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TrainingBatch":
+        """The batch on a device; `non_blocking` does not wait until it is there, where it was pinned."""
+        images, proposals, valid = (
+            tensor.to(device, non_blocking=non_blocking)
+            for tensor in (self.images, self.proposals, self.valid)
         )
+        targets = [target.to(device, non_blocking=non_blocking) for target in self.targets]
+        return TrainingBatch(images, proposals, valid, targets, self.emptied)
+
+    def pin_memory(self) -> "TrainingBatch":
+        """The batch in memory that a GPU reads by itself; a `DataLoader` asks for it."""
+        images, proposals, valid = (
+            tensor.pin_memory() for tensor in (self.images, self.proposals, self.valid)
+        )
+        targets = [target.pin_memory() for target in self.targets]
+        return TrainingBatch(images, proposals, valid, targets, self.emptied)
 
 
 def collate(samples: Sequence[TrainingSample]) -> TrainingBatch:

@@ -265,9 +265,13 @@ def _tiles(mask_logits: Tensor, size: tuple[int, int], *, values: int) -> Iterat
         yield slice(0, height), mask_logits.new_zeros(0, height, width)
         return
     source_height = mask_logits.shape[1]
+    as_it_is = _size_of(mask_logits) == size
     rows = max(1, VALUES_PER_TILE // (width * max(1, values)))
     for start in range(0, height, rows):
         tile = slice(start, min(start + rows, height))
+        if as_it_is:
+            yield tile, mask_logits[:, tile].float()
+            continue
         wanted = torch.arange(tile.start, tile.stop, device=mask_logits.device)
         y = ((wanted + 0.5) * (source_height / height) - 0.5).clamp(0, source_height - 1)
         above = y.floor().long()

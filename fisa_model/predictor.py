@@ -129,7 +129,7 @@ class FISAPredictor:
         text_encoder.learns = False  # here, where nothing will train it, what it encodes may be kept
         return cls(
             model.to(device),
-            text_encoder,
+            text_encoder.to(device),
             generator=generator or DefaultGenerator(saved.config, device),
             templates=facts.templates,
             dtype=dtype,
@@ -157,7 +157,7 @@ class FISAPredictor:
         generator = generator or DefaultGenerator(config, device)
         return cls(
             model.to(device),
-            text_encoder,
+            text_encoder.to(device),
             generator=generator,
             templates=templates,
             dtype=dtype,
@@ -232,13 +232,13 @@ class FISAPredictor:
         clip = self.model.clip
         if len(images) == 0:
             raise ValueError("there are no images to encode; give at least one")
-        side, resize = self.model.image_size, self.model.resize
+        size, resize, device = self.model.image_size, self.model.resize, self.model.device
         batch = [
-            to_clip_input(image, image_size=side, mean=clip.mean, std=clip.std, resize=resize)
+            to_clip_input(image, image_size=size, mean=clip.mean, std=clip.std, resize=resize, device=device)
             for image in images
         ]
         with self._autocast():
-            features: ImageFeatures = self._encode(torch.stack(batch).to(self.model.device))
+            features: ImageFeatures = self._encode(torch.stack(batch))
         return features
 
     @torch.inference_mode()
@@ -258,10 +258,10 @@ class FISAPredictor:
         side, form = self.model.image_size, self.proposal_form
         frames = [whole_frame(size, side, self.model.resize) for size in sizes]
         scaled = [
-            to_model_proposals(masks, image_size=side, form=form, frame=frame)
+            to_model_proposals(masks, image_size=side, form=form, frame=frame, device=device)
             for masks, frame in zip(proposals, frames, strict=True)
         ]
-        padded = pad_proposals(scaled)[0].to(device)
+        padded = pad_proposals(scaled)[0]
         with self._autocast():
             adapted = self.model.adapt_masks(padded)
             frozen = None if self.ensemble is None else self.model.adapt_masks(padded, frozen=True)

@@ -92,6 +92,16 @@ class TextEncoder:
         self.learns = learns
         self._rows: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        """This encoder, its tower moved to a device; the image tower, which it does not use, is left."""
+        visual = self.clip.visual
+        # Weights of some image towers are copied for the mask classifier: a GPU would hold them twice.
+        del self.clip.visual
+        self.clip.to(device)
+        self.clip.visual = visual
+        self._rows = {}
+        return self
+
     def encode(
         self, vocabulary: Vocabulary, templates: tuple[str, ...], void: str | None = None
     ) -> ClassTokens:

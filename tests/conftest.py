@@ -53,13 +53,16 @@ def reference() -> Callable[[str], dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One Ray session of four logical cores; it is never another one that runs on this machine."""
+    """One Ray session of four logical cores; it is never another one that runs on this machine.
+
+    It also says to have a GPU: workers that ask for one get none, but as many threads as a GPU's would.
+    """
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "platform"), str(REPOSITORY)])
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="WARNING")
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, logging_level="WARNING")
     yield
     ray.shutdown()
 

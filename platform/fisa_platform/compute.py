@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy
 
 
+CALLS_IN_MODEL = 2
+"""Of the batches that a worker has in hand, those that are in its models: one goes to the GPU or comes from
+there while it computes the other. More would only take its memory."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
     """How many workers a stage may use; Ray adds and removes them between the two."""
@@ -70,15 +75,24 @@ class Compute:
                 f"memory_gb must be above 0, got {self.memory_gb}; leave it out for no reservation"
             )
 
-    def actor_pool(self, *, calls: int = 1, blocks: int | None = None) -> "ActorPoolStrategy":
+    @property
+    def calls_per_worker(self) -> int:
+        """Batches that a worker has in hand, each in a thread: with a GPU one for each of its cores.
+
+        Pictures are read, drawn and encoded on the cores, which must not wait for each other, nor the GPU for
+        them.
+        """
+        return max(CALLS_IN_MODEL, int(self.cpus_per_worker)) if self.gpus_per_worker else 1
+
+    def actor_pool(self, *, blocks: int | None = None) -> "ActorPoolStrategy":
         """The pool of actors for Ray Data's `map_batches(compute=...)`.
 
         Args:
-            calls: batches that an actor works on at a time, each in a thread.
             blocks: of the dataset; more actors would each load a model for nothing.
         """
         from ray.data import ActorPoolStrategy
 
+        calls = self.calls_per_worker
         most = self.workers.max if blocks is None else min(self.workers.max, blocks)
         least = min(max(self.workers.min, 1), most)
         return ActorPoolStrategy(

@@ -232,9 +232,11 @@ def _write_names(
 
 def _innermost(mask: NDArray[np.bool_]) -> tuple[int, int]:
     """Row and column of the pixel that is farthest from the border of a mask [h, w] and of the picture."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    # All around its box there is none of it, so that the box alone has the same depths.
+    ((rows, columns),) = ndimage.find_objects(mask.view(np.uint8))
+    depth = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(row), int(column)
+    return int(row) + rows.start, int(column) + columns.start
 
 
 def _free_box(

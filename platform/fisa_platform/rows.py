@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ _AGAIN = "delete the folder of its version and run its job again"
 class TableRows(Sequence[dict[str, Any]]):
     """Rows of a table sorted by `image_id`. Only the ids are read ahead; a row group when a row of it is.
 
+    Threads may share it; one reads at a time.
+
     Args:
         files: URIs of the Parquet files.
         columns: what a row holds.
@@ -50,6 +53,7 @@ class TableRows(Sequence[dict[str, Any]]):
         self.cached_groups = cached_groups
         self._cache: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
         self._open: dict[str, pq.ParquetFile] = {}
+        self._lock = threading.Lock()
         self._places = find_rows(files).sort_by("image_id")
         self.ids: list[str] = self._places["image_id"].to_pylist()
 
@@ -58,7 +62,9 @@ class TableRows(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         place = self._places.slice(index, 1).to_pylist()[0]
-        return self._group(place["uri"], place["group"]).slice(place["row"], 1).to_pylist()[0]
+        with self._lock:
+            group = self._group(place["uri"], place["group"])
+        return group.slice(place["row"], 1).to_pylist()[0]
 
     def positions(self) -> dict[str, int]:
         """Where each id is."""
@@ -79,8 +85,11 @@ class TableRows(Sequence[dict[str, Any]]):
         return self._cache[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        # File handles do not cross processes.
-        return {**self.__dict__, "_open": {}, "_cache": OrderedDict()}
+        # File handles and locks do not cross processes.
+        return {**self.__dict__, "_open": {}, "_cache": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
 
 class ProposalRows:

@@ -20,22 +20,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from measuring import machine
-from PIL import Image
+from scenes import ROWS_PER_FILE, write_images
 
 from fisa_model.mask_generators import load_mask_generator
 from fisa_model.pictures import decode_image
 from fisa_platform import manifest
 from fisa_platform.mask_codec import encode_proposals
 from fisa_platform.runner import run_jobs
-from fisa_platform.schema import IMAGES
 from fisa_platform.sources import toyworld
 from fisa_platform.spec import job_from_data
-from fisa_platform.tables import failable_table, write_batch
-
-ROWS_PER_FILE = 64
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,12 +41,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--milliseconds", type=float, default=100, help="about what the generator takes")
     parser.add_argument("--runs", type=int, default=3)
     return parser.parse_args()
-
-
-def enlarged(image: np.ndarray[Any, Any], side: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
 
 
 def find_side(milliseconds: float) -> int:
@@ -65,20 +54,6 @@ def find_side(milliseconds: float) -> int:
         seconds.append(time.perf_counter() - started)
     factor = milliseconds / 1000 / statistics.median(seconds)
     return max(32, round(image.shape[0] * factor**0.5))
-
-
-def write_images(folder: Path, count: int, side: int) -> str:
-    """A table of images, as `shard` writes it."""
-    pending = manifest.new_version(str(folder / f"images-{count}"), "be" * 8)
-    for first in range(0, count, ROWS_PER_FILE):
-        rows = []
-        for number in range(first, min(first + ROWS_PER_FILE, count)):
-            image = enlarged(toyworld.draw_scene(7, number, "all").image, side)
-            name = f"{number:06}"
-            shape = {"height": side, "width": side, "orientation": 1}
-            rows.append({"image_id": name, "file_name": name, **shape, "image": image})
-        write_batch(failable_table(IMAGES, rows), output_uri=pending.uri, name="images", schema=IMAGES)
-    return manifest.commit(pending, stage="shard", config={}, inputs={}, seconds=0, rows=count).uri
 
 
 def propose(folder: Path, images_uri: str, workers: int) -> float:

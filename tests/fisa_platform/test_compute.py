@@ -27,9 +27,23 @@ def test_the_pool_has_no_more_actors_than_there_are_blocks() -> None:
     for blocks, expected in ((1, (1, 1, 1)), (4, (2, 4, 4)), (20, (2, 5, 8))):
         pool = compute.actor_pool(blocks=blocks)
         assert (pool.min_size, pool.initial_size, pool.max_size) == expected
-    assert compute.actor_pool(calls=2).enable_true_multi_threading
     with pytest.raises(ValueError, match="initial must be from min to max, 2 to 8, got 9"):
         Workers(min=2, initial=9, max=8)
+
+
+@pytest.mark.parametrize(
+    ("compute", "calls"),
+    [
+        (Compute(cpus_per_worker=8), 1),
+        (Compute(cpus_per_worker=8, gpus_per_worker=1), 8),
+        (Compute(cpus_per_worker=1, gpus_per_worker=0.5), 2),
+        (Compute(cpus_per_worker=4.5, gpus_per_worker=1), 4),
+    ],
+)
+def test_a_worker_with_a_gpu_has_a_batch_in_hand_for_each_core(compute: Compute, calls: int) -> None:
+    pool = compute.actor_pool()
+    assert pool.max_concurrent_calls_per_actor == compute.calls_per_worker == calls
+    assert pool.enable_true_multi_threading == (calls > 1)
 
 
 SMALL, LARGE = {"CPU": 4.0, "memory": 8.0 * 2**30}, {"CPU": 8.0, "GPU": 1.0, "memory": 16.0 * 2**30}

@@ -1,7 +1,9 @@
 """Tables on disk: what succeeds and what fails go apart, and rows come back by id."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -124,6 +126,17 @@ def test_rows_cross_process_borders(tmp_path: Path) -> None:
     write_parquet(uri, pa.table({"image_id": ["a"]}))
     rows = TableRows([uri], ["image_id"])
     assert rows[0] == pickle.loads(pickle.dumps(rows))[0]
+
+
+def test_threads_share_a_table(tmp_path: Path) -> None:
+    """With room for one row group, whatever a thread reads throws out what another one has just read."""
+    uri = str(tmp_path / "x.parquet")
+    write_parquet(uri, pa.table({"image_id": [f"{i:03}" for i in range(320)]}))
+    rows = TableRows([uri], ["image_id"], cached_groups=1)
+    order = np.random.default_rng(0).permutation(np.tile(np.arange(320), 8)).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda index: rows[index]["image_id"], order))
+    assert found == [f"{index:03}" for index in order]
 
 
 def test_tables_lie_in_buckets_too(s3_uri: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fisa_model.config import PanopticConfig
 from fisa_model.device import default_device
-from fisa_model.mask_generators import GeneratorName, load_mask_generator, propose_masks
+from fisa_model.mask_generators import GeneratorName, Precision, load_mask_generator, propose_masks
 from fisa_model.predictor import FISAPredictor, PreparedProposals
 from fisa_model.segmentation import Segmentation, name_segments
 from fisa_model.visual_encoder import ImageFeatures
@@ -112,11 +112,18 @@ def load_segmenter(
     generator_weights: str | None = None,
     generator_size: tuple[int, int] | None = None,
     *,
+    generator_precision: Precision = "fp32",
     kept_bytes: int = 0,
 ) -> Segmenter:
     """Loads generator and classifier on this worker's device."""
     device = default_device()
-    masks = load_mask_generator(generator, weights=generator_weights, size=generator_size, device=device)
+    masks = load_mask_generator(
+        generator,
+        weights=generator_weights,
+        size=generator_size,
+        device=device,
+        precision=generator_precision,
+    )
     # Requests bring words that may never come again, which a cache on disk would keep for ever.
     predictor = load_predictor(classifier, masks, caches_words=False)
     info = ModelInfo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_model.config import PanopticConfig
 from fisa_platform.classifier import ClassifierConfig
-from fisa_platform.compute import Compute
+from fisa_platform.compute import CALLS_IN_MODEL, Compute
 from fisa_platform.job import StageContext, StageResult
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class Evaluator:
 
         self.config = config
         self.vocabulary = vocabulary
+        self.in_model = threading.BoundedSemaphore(CALLS_IN_MODEL)
         self.proposals = ProposalRows(config.proposals_uri)
         self.predictor = load_predictor(config.classifier) if config.classifier else None
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary) if self.predictor else None
@@ -191,15 +193,19 @@ class Evaluator:
                 self._row(row, self._oracle(row, masks)) for row, masks in zip(rows, proposals, strict=True)
             ]
         assert self.class_tokens is not None
+        asked = self.config.mask_accuracy is not None
+        truths = [self._true_masks(row) for row in rows] if asked else []
         sizes = [(image.shape[0], image.shape[1]) for image in images]
-        features = self.predictor.encode_images(images)
-        prepared = self.predictor.prepare(proposals, sizes)
-        predictions = self.predictor.classify(features, prepared, self.class_tokens)
+        with self.in_model:
+            features = self.predictor.encode_images(images)
+            prepared = self.predictor.prepare(proposals, sizes)
+            predictions = self.predictor.classify(features, prepared, self.class_tokens)
+            named: list[Prediction] = []
+            if asked:
+                prepared = self.predictor.prepare([truth.as_proposals() for truth in truths], sizes)
+                named = self.predictor.classify(features, prepared, self.class_tokens)
         done = [self._row(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
-        if self.config.mask_accuracy is not None:
-            truths = [self._true_masks(row) for row in rows]
-            prepared = self.predictor.prepare([truth.as_proposals() for truth in truths], sizes)
-            named = self.predictor.classify(features, prepared, self.class_tokens)
+        if asked:
             for row, truth, prediction in zip(done, truths, named, strict=True):
                 row["mask_classes"] = truth.classes
                 row["mask_names"] = prediction.class_probs.argmax(dim=-1).tolist()

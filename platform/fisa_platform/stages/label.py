@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from fisa_model.class_lists import ClassListName, load_class_list
 from fisa_model.config import PanopticConfig, check_choices
-from fisa_model.mask_generators import GeneratorName, check_generator
+from fisa_model.mask_generators import GeneratorName, Precision, check_generator
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform.classifier import ClassifierConfig
-from fisa_platform.compute import Compute
+from fisa_platform.compute import CALLS_IN_MODEL, Compute
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.storage import check_apart
 
@@ -59,6 +60,9 @@ class LabelConfig:
 
     generator_size: tuple[int, int] | None = None
     """Test size of a generator that is a network, [shorter side, longest side] in pixels; none is its own."""
+
+    generator_precision: Precision = "fp32"
+    """Arithmetic of a network that generates; `bf16` is faster and moves the borders of masks a little."""
 
     panoptic: PanopticConfig = field(default_factory=PanopticConfig)
 
@@ -238,6 +242,7 @@ class Labeller:
 
         self.config = config
         self.vocabulary = vocabulary
+        self.in_model = threading.BoundedSemaphore(CALLS_IN_MODEL)
         self.table = None if config.proposals_uri is None else ProposalRows(config.proposals_uri)
         generator = None
         if self.table is None:
@@ -246,6 +251,7 @@ class Labeller:
                 weights=config.generator_weights,
                 size=config.generator_size,
                 device=default_device(),
+                precision=config.generator_precision,
             )
         self.predictor = load_predictor(config.classifier, generator)
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary)
@@ -271,9 +277,10 @@ class Labeller:
                 continue
             keys.append(key)
             images.append(image)
-        if self.table is None:
-            proposals = propose_masks(self.predictor.generator, images)
-        predictions = self.predictor.predict(images, proposals, self.class_tokens)
+        with self.in_model:
+            if self.table is None:
+                proposals = propose_masks(self.predictor.generator, images)
+            predictions = self.predictor.predict(images, proposals, self.class_tokens)
         for key, image, prediction in zip(keys, images, predictions, strict=True):
             done.append({**key, **self._label(image, prediction)})
         return failable_table(LABELLED, done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_model.mask_generators import BATCH_PIXELS, GeneratorName, Precision, check_generator
-from fisa_platform.compute import Compute
+from fisa_platform.compute import CALLS_IN_MODEL, Compute
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.mask_codec import MaskEncoding
 
@@ -114,6 +115,7 @@ class Proposer:
 
     def __init__(self, config: ProposeConfig, device: str) -> None:
         self.encoding = config.encoding
+        self.in_model = threading.BoundedSemaphore(CALLS_IN_MODEL)
         self.generator = None if config.generator == "oracle" else load_generator(config, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -135,7 +137,8 @@ class Proposer:
         images = [
             np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], 3) for row in rows
         ]
-        return self.generator.batch(images)
+        with self.in_model:
+            return self.generator.batch(images)
 
 
 def load_generator(config: ProposeConfig, device: str) -> BatchMaskGenerator:
@@ -225,8 +228,7 @@ def run(config: ProposeConfig, compute: Compute, context: StageContext) -> Stage
         fn_constructor_args=(partial(Proposer, config, device),),
         batch_size=config.batch_size,
         batch_format="pyarrow",
-        # On a GPU one batch is resized and encoded while the other is in the network.
-        compute=compute.actor_pool(blocks=blocks, calls=2 if compute.gpus_per_worker else 1),
+        compute=compute.actor_pool(blocks=blocks),
         **compute.ray_options(),
     )
     write = partial(write_batch, output_uri=context.output.uri, name="proposals", schema=PROPOSALS)

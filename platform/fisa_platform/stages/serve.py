@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from fisa_model.config import PanopticConfig
-from fisa_model.mask_generators import GeneratorName, check_generator
+from fisa_model.mask_generators import GeneratorName, Precision, check_generator
 from fisa_platform.classifier import ClassifierConfig, check_weights
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
@@ -47,6 +47,9 @@ class ServeConfig:
 
     generator_size: tuple[int, int] | None = None
     """Test size of a generator that is a network, [shorter side, longest side] in pixels; none is its own."""
+
+    generator_precision: Precision = "fp32"
+    """Arithmetic of a network that generates; `bf16` is faster and moves the borders of masks a little."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
@@ -92,6 +95,7 @@ def run(config: ServeConfig, compute: Compute, context: StageContext) -> StageRe
         config.generator,
         config.generator_weights,
         config.generator_size,
+        generator_precision=config.generator_precision,
         kept_bytes=config.kept_bytes,
     )
     app = build_app(

@@ -128,6 +128,7 @@ def load_batches(
     examples: TrainingExamples, micro_batches: Sequence[list[Sample]], loader_processes: int
 ) -> DataLoader[TrainingBatch]:
     """The batches of one rank, decoded ahead by other processes where asked."""
+    import torch
     from torch.utils.data import DataLoader
 
     from fisa_model.objective import collate
@@ -139,4 +140,6 @@ def load_batches(
         num_workers=loader_processes,
         # Forked processes would share the bucket client's sockets and locks.
         multiprocessing_context="spawn" if loader_processes else None,
+        # Sixteen images with 100 proposals at 896 x 896 are 0.6 GB, which a GPU should not wait for.
+        pin_memory=torch.cuda.is_available(),
     )

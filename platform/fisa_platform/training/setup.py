@@ -48,10 +48,11 @@ def build_state(
     device = accelerator.device
     torch.manual_seed(config.seed)
     model, text_encoder = build_fisa(config.model, text_cache_path=text_cache.default_path())
+    text_encoder.to(device)
     named, templates = vocabulary.in_preset(config.templates), get_templates(config.templates)
 
     def encode_classes() -> ClassTokens:
-        return text_encoder.encode(named, templates, config.void).to(device)
+        return text_encoder.encode(named, templates, config.void)
 
     matcher = HungarianMatcher(num_points=config.loss.points)
     criterion = Criterion(

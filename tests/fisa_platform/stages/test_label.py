@@ -159,6 +159,22 @@ def test_a_refused_job_goes_on_when_more_may_be_rejected(
     assert (version.manifest.rows, version.manifest.extra["rejected"]) == (SCENES, 2)
 
 
+@pytest.mark.parametrize("has_table", [False, True])
+def test_a_worker_with_several_batches_in_hand_finds_the_same(
+    run: Run, images: str, tmp_path: Path, *, has_table: bool
+) -> None:
+    config: dict[str, Any] = {}
+    if has_table:
+        table = run(
+            "propose", images_uri=images, generator="felzenszwalb", output_uri=str(tmp_path / "proposals")
+        )
+        config = {"proposals_uri": table.uri}
+    one = label(run, images, tmp_path / "one", **config)
+    compute = {"gpus_per_worker": 1, "cpus_per_worker": 3}
+    three = label(run, images, tmp_path / "three", compute=compute, **config)
+    assert_same_labels(rows_of(three), rows_of(one))
+
+
 def test_pictures_are_counted_and_kept(run: Run, images: str, tmp_path: Path) -> None:
     version = label(run, images, tmp_path, limit=3)
     folders = {folder.path.partition("/")[2]: folder for folder in version.manifest.folders}
