@@ -37,6 +37,9 @@ class PanopticResult:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
+    proposal: int
+    """Which of the Q it is; it may be an instance of several classes."""
+
     class_index: int
     score: float
     mask: NDArray[np.bool_]
@@ -207,8 +210,10 @@ def instance(
     masks, sureness = _binarise(mask_logits[used], size)
     values = values * sureness.to(values.device)[which]
     return [
-        Instance(class_index, score, masks[mask])
-        for class_index, score, mask in zip(classes.tolist(), values.tolist(), which.tolist(), strict=True)
+        Instance(proposal, class_index, score, masks[mask])
+        for proposal, class_index, score, mask in zip(
+            proposals.tolist(), classes.tolist(), values.tolist(), which.tolist(), strict=True
+        )
     ]
 
 

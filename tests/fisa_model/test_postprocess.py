@@ -157,9 +157,9 @@ def test_upsampling_is_torchs_bilinear(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_instances_are_things_scored_by_class_and_mask() -> None:
     masks = torch.stack([draw("##", ".."), draw("..", "##")])
     found = instance(sure_of((0, 0.9), (1, 0.8)), masks, is_thing=[True, False])
-    assert [(i.class_index, i.mask.tolist()) for i in found] == [
-        (0, [[True, True], [False, False]]),
-        (0, [[False, False], [True, True]]),
+    assert [(i.proposal, i.class_index, i.mask.tolist()) for i in found] == [
+        (0, 0, [[True, True], [False, False]]),
+        (1, 0, [[False, False], [True, True]]),
     ]
     sureness = torch.tensor(10.0).sigmoid().item()
     assert found[0].score == pytest.approx(0.9 * sureness, rel=1e-5)

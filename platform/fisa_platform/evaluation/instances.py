@@ -36,13 +36,16 @@ def found_instances(
     prediction: Prediction, vocabulary: Vocabulary, objectness: Objectness
 ) -> list[dict[str, Any]]:
     """The things that a prediction holds, 100 at most, in the form of `schema.INSTANCE`."""
+    instances = prediction.instance(vocabulary.is_thing, objectness=objectness)
+    masks = {instance.proposal: instance.mask for instance in instances}
+    counts = {proposal: run_length(mask)["counts"] for proposal, mask in masks.items()}
     return [
         {
             "category_id": vocabulary.ids[instance.class_index],
             "score": instance.score,
-            "counts": run_length(instance.mask)["counts"],
+            "counts": counts[instance.proposal],
         }
-        for instance in prediction.instance(vocabulary.is_thing, objectness=objectness)
+        for instance in instances
     ]
 
 

@@ -103,7 +103,8 @@ def _pretrain(config: PretrainConfig, output_uri: str) -> float:
             accelerator=Accelerator(),
             report=log_progress(config.iterations),
         )
-        accuracy = zero_shot_accuracy(clip.cpu().eval(), tokenizer, config.seed + 1, config.evaluation_pictures)
+        clip = clip.cpu().eval()
+        accuracy = zero_shot_accuracy(clip, tokenizer, config.seed + 1, config.evaluation_pictures)
         halves = {
             name: t.half().contiguous() if t.is_floating_point() else t
             for name, t in clip.state_dict().items()
