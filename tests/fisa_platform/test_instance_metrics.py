@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from fisa_model.prediction import Prediction
 from fisa_model.vocabulary import Category, Vocabulary
-from fisa_platform.evaluation.instances import InstanceMetrics, true_instances
+from fisa_platform.evaluation.instances import InstanceMetrics, found_instances, true_instances
 from fisa_platform.mask_codec import run_lengths
 
 VOCABULARY = Vocabulary(
@@ -139,3 +141,19 @@ def test_stuff_and_empty_pictures_have_no_average() -> None:
     stuff = InstanceMetrics(Vocabulary((Category(9, "grass", is_thing=False),)))
     stuff.update("a", SIZE, [], [])
     assert stuff.result({"all": {9}}) == {}
+
+
+def test_an_instance_of_several_classes_has_the_same_mask_in_each() -> None:
+    left = torch.full((8, 12), -9.0)
+    left[:, :5] = 9.0
+    classes = torch.tensor([[0.6, 0.3, 0.0, 0.05], [0.1, 0.2, 0.45, 0.15]])
+    prediction = Prediction(classes, torch.stack([left, -left]), torch.ones(2), SIZE)
+    expected = {
+        (VOCABULARY.ids[instance.class_index], round(instance.score, 5)): instance.mask
+        for instance in prediction.instance(VOCABULARY.is_thing)
+    }
+    found = found_instances(prediction, VOCABULARY, "generator")
+    assert [instance["category_id"] for instance in found] == [3, 4, 4, 11, 3, 11]
+    for instance in found:
+        mask = coco_mask.decode({"size": list(SIZE), "counts": instance["counts"]})
+        assert (mask == expected[instance["category_id"], round(instance["score"], 5)]).all()
