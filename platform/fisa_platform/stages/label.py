@@ -120,6 +120,7 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     """Predict on a pool of actors, write tables and pictures in tasks; go on where a run was killed."""
     from fisa_platform.classifier import check_weights
     from fisa_platform.resume import check_once, earlier_work
+    from fisa_platform.segment_summary import summarise_segments
     from fisa_platform.stages import label_output
     from fisa_platform.stages.shard import write_rejected
     from fisa_platform.tables import WRITER, Loaded, Written, collect
@@ -150,6 +151,9 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     written = Written.of([*done, *write_rejected(source.rejected, output_uri)], label_output.TABLE)
     written.check(config.max_rejected_fraction)
     files = sorted(part["uri"] for part in done if part["table"] == label_output.TABLE)
+    found = summarise_segments(files, vocabulary) or (
+        "nothing was found: name what is in the pictures, or lower config.panoptic.object_threshold"
+    )
     json_uris = label_output.write_json(output_uri, files, vocabulary, instances=config.instances_json)
     return StageResult(
         rows=written.rows,
@@ -157,7 +161,7 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
         extra={"rejected": written.rejected},
         files=[*written.files, *json_uris],
         folders=[label_output.PNGS, *([label_output.OVERLAYS] if config.overlays else [])],
-        message=f"{written.summary}; COCO panoptic labels: {json_uris[0]}",
+        message=f"{written.summary}; {found}; COCO panoptic labels: {json_uris[0]}",
     )
 
 

@@ -77,8 +77,8 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     import ray.data
 
     from fisa_platform.resume import check_once, earlier_work, without
+    from fisa_platform.segment_summary import summarise_segments
     from fisa_platform.tables import Written, collect
-    from fisa_platform.truth_summary import summarise_truth
 
     index = config.source.read()
     missing = f", {index.rejected.num_rows} cannot be used" if index.rejected.num_rows else ""
@@ -103,15 +103,20 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     files = [part["uri"] for part in done if part["table"] == "images"]
     written = Written.of([*done, *write_rejected(index.rejected, context.output.uri)], "images")
     written.check(config.max_rejected_fraction)
-    truth = ""
+    truth = None
     if index.vocabulary is not None:
-        truth = f"; {summarise_truth(files, index.vocabulary)}"
+        truth = summarise_segments(files, index.vocabulary)
+        if truth is None:
+            raise ValueError(
+                "no image has a segment, all is void; check the ground truth, and of label maps the classes, "
+                "`values` and `offset`"
+            )
     return StageResult(
         rows=written.rows,
         vocabulary=index.vocabulary.to_json() if index.vocabulary else None,
         extra={"rejected": written.rejected},
         files=written.files,
-        message=f"{written.summary}{truth}",
+        message=f"{written.summary}; {truth}" if truth else written.summary,
     )
 
 

@@ -170,6 +170,18 @@ def test_every_damaged_image_is_rejected_with_its_reason_and_an_odd_one_read(
     assert (proposals.manifest.rows, proposals.manifest.extra["rejected"]) == (len(ODD), 0)
 
 
+def test_label_maps_that_are_void_altogether_are_refused(run: Run, tmp_path: Path) -> None:
+    for folder, picture in {
+        "images": Image.new("RGB", (8, 6)),
+        "labels": Image.new("L", (8, 6), 255),
+    }.items():
+        (tmp_path / folder).mkdir()
+        picture.save(tmp_path / folder / "a.png")
+    source = {"images_uri": str(tmp_path / "images"), "labels_uri": str(tmp_path / "labels")}
+    with pytest.raises(ValueError, match=r"no image has a segment, all is void; check .* and `offset`"):
+        run("shard", semantic={**source, "classes": ["grass", "sky"]}, output_uri=str(tmp_path / "table"))
+
+
 def test_too_many_damaged_images_fail_the_job_and_the_reasons_stay(
     run: Run, source: dict[str, str], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def folder(images: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(pictures)
 
 
-def label(run: Run, images_uri: str, output: Path, **config: Any) -> Version:
+def label(run: Run, images_uri: str, output: Path, *, threshold: float = 0.0, **config: Any) -> Version:
     return run(
         "label",
         images_uri=images_uri,
@@ -55,7 +56,7 @@ def label(run: Run, images_uri: str, output: Path, **config: Any) -> Version:
         classifier={"frozen": {"clip": {"model": "toy"}, "image_size": 224}},
         things=["plain red circle", "striped blue star"],
         stuff=["grass"],
-        panoptic={"object_threshold": 0.0},
+        panoptic={"object_threshold": threshold},
         batch_size=2,
         rows_per_file=ROWS_PER_FILE,
         **config,
@@ -187,6 +188,16 @@ def test_pictures_are_counted_and_kept(run: Run, images: str, tmp_path: Path) ->
     with pytest.raises(FileNotFoundError, match="has no folder 'masks'; it has panoptic, overlays"):
         version.folder("masks")
     assert list(find_garbage(version.uri)) == []
+
+
+def test_the_last_line_says_what_was_found(run: Run, images: str, tmp_path: Path) -> None:
+    version = label(run, images, tmp_path / "all", limit=2)
+    counted, found, place = version.manifest.extra["message"].split("; ")
+    assert counted == "2 images, 0 rejected"
+    assert re.fullmatch(r"[23] of 3 classes, \d+% void, most of all .*", found)
+    assert place == f"COCO panoptic labels: {version.file('panoptic.json')}"
+    void = label(run, images, tmp_path / "void", limit=2, threshold=1.0)
+    assert "; nothing was found: name what is in the pictures, or lower " in void.manifest.extra["message"]
 
 
 def test_instances_are_the_panoptic_segments_as_pycocotools_reads_them(

@@ -1,4 +1,4 @@
-"""What the ground truth of a table holds, in a sentence: wrong values of label maps show there at once."""
+"""What the segments of a table are, in a sentence: wrong values of label maps, or wrong words, show there."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ _LARGEST = 3
 """Classes that are named."""
 
 
-def summarise_truth(files: Sequence[str], vocabulary: Vocabulary) -> str:
-    """Of files of the images table: how many classes occur, how much is void, and what there is most of.
+def summarise_segments(files: Sequence[str], vocabulary: Vocabulary) -> str | None:
+    """How many classes occur, how much is void, and what there is most of; None where no image has a segment.
 
-    Raises:
-        ValueError: no image has a segment.
+    Args:
+        files: of the images table, whose ground truth is meant, or of the predictions table.
+        vocabulary: of the table.
     """
     areas: Counter[int] = Counter()
     pixels = 0
@@ -29,10 +30,7 @@ def summarise_truth(files: Sequence[str], vocabulary: Vocabulary) -> str:
             areas.update(of_file)
             pixels += of_images
     if not areas:
-        raise ValueError(
-            "no image has a segment, all is void; check the ground truth, and of label maps the classes, "
-            "`values` and `offset`"
-        )
+        return None
     names = dict(zip(vocabulary.ids, vocabulary.names, strict=True))
     # The areas of a JSON may count pixels that others cover.
     void = max(0.0, 1 - areas.total() / pixels)
