@@ -1,5 +1,8 @@
 """Where a model runs and in what arithmetic."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,6 +39,29 @@ def check_device(device: torch.device | str | None) -> torch.device:
             f"'mps', or leave it out for {default_device()!r}"
         ) from error
     return found
+
+
+def avoid_cudnn_attention(device: torch.device) -> None:
+    """On a GPU, keep torch (in this process) from cuDNN's attention, which it prefers on Hopper and later.
+
+    cuDNN makes a plan for each shape in each thread, which takes as long as some pictures do, and here every
+    number of proposals or words is another shape. torch's own kernels need none.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Work that does not wait, on a GPU, for what other threads have queued there; what it reads is finished.
+
+    On the stream that threads share, each small result would wait for the others' image towers.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+        yield
 
 
 def check_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:

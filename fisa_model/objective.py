@@ -94,14 +94,17 @@ class FISAObjective(nn.Module):
         targets = batch.targets
         if self.classes_per_batch is not None:
             tokens, targets = draw_vocabulary(tokens, targets, self.classes_per_batch)
-        features = self.model.encode_images(batch.images)
         proposals, valid = batch.proposals, batch.valid
         if self.generator is not None:
             proposals = self.generator(batch.images)
             valid = torch.ones(proposals.shape[:2], dtype=torch.bool, device=proposals.device)
         all_learn = self.criterion.no_object_weight > 0
         with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
-            output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)
+            # Before the images: it looks at numbers of its own, for which a GPU's queue should be short.
+            masks = self.model.adapt_masks(proposals)
+        features = self.model.encode_images(batch.images)
+        with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
+            output = self.model.classify(features, masks, tokens)
         matches = self.matcher(output, targets, valid)
         if not all_learn:
             # An unmatched proposal has no loss, and mask tokens do not see one another. So of a hundred

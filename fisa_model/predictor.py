@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fisa_model.config import AdapterConfig, EnsembleConfig, FISAConfig, PanopticConfig, SEVEConfig
-from fisa_model.device import check_device, check_dtype
+from fisa_model.device import avoid_cudnn_attention, check_device, check_dtype
 from fisa_model.ensemble import ensemble
 from fisa_model.fisa import FISA, AdaptedMasks, FISAOutput, build_fisa
 from fisa_model.mask_generators import MaskGenerator, MaskProposals, ProposalForm, propose_masks
@@ -102,6 +102,7 @@ class FISAPredictor:
         self.trained_on = trained_on
         self.proposal_form = proposal_form
         self.dtype = check_dtype(dtype, model.device)
+        avoid_cudnn_attention(model.device)
         self._encode = torch.compile(model.encode_images) if compile else model.encode_images
 
     @classmethod
@@ -257,9 +258,10 @@ class FISAPredictor:
         device = self.model.device
         side, form = self.model.image_size, self.proposal_form
         frames = [whole_frame(size, side, self.model.resize) for size in sizes]
+        logits = [to_tensor(masks.mask_logits).to(device) for masks in proposals]
         scaled = [
-            to_model_proposals(masks, image_size=side, form=form, frame=frame, device=device)
-            for masks, frame in zip(proposals, frames, strict=True)
+            to_model_proposals(of_image, image_size=side, form=form, frame=frame)
+            for of_image, frame in zip(logits, frames, strict=True)
         ]
         padded = pad_proposals(scaled)[0]
         with self._autocast():
@@ -276,7 +278,7 @@ class FISAPredictor:
         return PreparedProposals(
             adapted,
             frozen,
-            [_adapt(*of_image, form) for of_image in zip(proposals, changes, frames, strict=True)],
+            [_adapt(*of_image, form) for of_image in zip(logits, changes, frames, strict=True)],
             [to_tensor(masks.scores).to(device) for masks in proposals],
             list(sizes),
         )
@@ -328,9 +330,8 @@ class FISAPredictor:
         )
 
 
-def _adapt(proposals: MaskProposals, change: Tensor, frame: Frame, form: ProposalForm | None) -> Tensor:
+def _adapt(masks: Tensor, change: Tensor, frame: Frame, form: ProposalForm | None) -> Tensor:
     """Masks with what the adapter adds to their logits in `form`, at a quarter of the model's frame."""
-    masks = to_tensor(proposals.mask_logits).to(change.device)
     change = change[: len(masks)]
     if not change.any():
         return masks

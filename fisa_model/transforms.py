@@ -127,24 +127,23 @@ def in_form(mask_logits: Tensor, form: ProposalForm | None) -> Tensor:
 
 
 def to_model_proposals(
-    proposals: MaskProposals,
+    mask_logits: Tensor,
     *,
     image_size: int,
     form: ProposalForm | None = None,
     frame: Frame | None = None,
-    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Proposals at any resolution -> [Q, S / 4, S / 4] on `device`, what the model was trained on.
+    """Proposals [Q, h, w] at any resolution -> [Q, S / 4, S / 4], what the model was trained on.
 
     `frame` holds the whole image; None is the squashed one. `form` is that of the table it was trained on;
     None leaves logits as they came. A network's own reach 30, and from a table of binary masks the adapter
     knows none but 10.
     """
     side = -(-image_size // PROPOSAL_STRIDE)
-    logits = in_form(to_tensor(proposals.mask_logits).to(device), form)
+    logits = in_form(mask_logits, form)
     if frame is not None and not frame.fills_window:
         return warp_logits(logits, frame, side=side)
-    if len(proposals) == 0:
+    if len(logits) == 0:
         return logits.new_zeros(0, side, side)
     return _resize(logits, (side, side), "bilinear")
 

@@ -1,5 +1,6 @@
 """What networks that predict a set of masks have in common as generators: sizes, batches, precision."""
 
+import threading
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ class NetworkGenerator(ABC):
         self.longest = longest
         self.precision = precision
         self.batch_pixels = batch_pixels
+        self._lock = threading.Lock()
 
     @abstractmethod
     def run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,11 +74,15 @@ class NetworkGenerator(ABC):
     def _propose(self, images: list[NDArray[np.uint8]], height: int, width: int) -> list[MaskProposals]:
         """Images of one test size, which is given."""
         pixels = torch.stack([resize(image, self.shortest, self.longest) for image in images])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        # Of several threads one is in the network: `batch_pixels` is what the device's memory holds.
+        with self._lock, autocast:
             masks, classes = self.run(pixels.to(self.device))
-        scores = 1 - classes.float().softmax(dim=-1)[..., -1]
-        cut = [crop_masks(logits, height, width) for logits in masks.float()]
+            scores = 1 - classes.float().softmax(dim=-1)[..., -1]
+            cut = [crop_masks(logits, height, width).cpu() for logits in masks.float()]
+            scores = scores.cpu()
+            del masks, classes
         return [
-            MaskProposals(logits.cpu().numpy(), of_masks.cpu().numpy())
+            MaskProposals(logits.numpy(), of_masks.numpy())
             for logits, of_masks in zip(cut, scores, strict=True)
         ]

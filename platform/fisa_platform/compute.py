@@ -12,11 +12,6 @@ if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy
 
 
-CALLS_IN_MODEL = 2
-"""Of the batches that a worker has in hand, those that are in its models: one goes to the GPU or comes from
-there while it computes the other. More would only take its memory."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
     """How many workers a stage may use; Ray adds and removes them between the two."""
@@ -80,9 +75,9 @@ class Compute:
         """Batches that a worker has in hand, each in a thread: with a GPU one for each of its cores.
 
         Pictures are read, drawn and encoded on the cores, which must not wait for each other, nor the GPU for
-        them.
+        them. In a network is one batch at a time.
         """
-        return max(CALLS_IN_MODEL, int(self.cpus_per_worker)) if self.gpus_per_worker else 1
+        return max(2, int(self.cpus_per_worker)) if self.gpus_per_worker else 1
 
     def actor_pool(self, *, blocks: int | None = None) -> "ActorPoolStrategy":
         """The pool of actors for Ray Data's `map_batches(compute=...)`.
@@ -118,20 +113,27 @@ class Compute:
         return options
 
 
+_HIDES_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+
+
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray inside this process; once."""
     # Colour codes before every worker's line are noise in a log file.
     os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
     # Under `uv run` Ray would install this project anew for every worker; they share our environment.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Workers that ask for no GPU would see all of them, and fill their memory beside those that do.
+    os.environ.setdefault(_HIDES_GPUS, "1")
     import ray
 
     if ray.is_initialized():
         return
     modules = source_modules()
     if not is_embedded():
-        packages = {"py_modules": [str(path) for path in modules]} if modules else {}
-        ray.init(runtime_env=packages, logging_level=logging.WARNING)
+        environment: dict[str, Any] = {"env_vars": {_HIDES_GPUS: os.environ[_HIDES_GPUS]}}
+        if modules:
+            environment["py_modules"] = [str(path) for path in modules]
+        ray.init(runtime_env=environment, logging_level=logging.WARNING)
     else:
         _start_embedded([str(path.parent) for path in modules])
     _quiet_data_log()

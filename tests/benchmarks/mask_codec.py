@@ -28,7 +28,7 @@ from torch import Tensor
 from fisa_model.mask_generators import MaskProposals, load_mask_generator
 from fisa_model.open_patches import open_patches
 from fisa_model.pictures import decode_image
-from fisa_model.transforms import to_model_proposals
+from fisa_model.transforms import to_model_proposals, to_tensor
 from fisa_platform.mask_codec import ENCODINGS, decode_proposals, encode_proposals
 from fisa_platform.schema import COMPRESSION, PROPOSALS
 from fisa_platform.tables import ROWS_PER_GROUP
@@ -80,7 +80,9 @@ def losses(before: MaskProposals, after: MaskProposals, height: int, width: int)
     here, there = (at_size(torch.from_numpy(p.mask_logits), height, width) for p in (before, after))
     inter, union = (here & there).sum((1, 2)), (here | there).sum((1, 2))
     opened = [
-        open_patches(to_model_proposals(p, image_size=SIZE), image_size=SIZE, grid_size=GRID)
+        open_patches(
+            to_model_proposals(to_tensor(p.mask_logits), image_size=SIZE), image_size=SIZE, grid_size=GRID
+        )
         for p in (before, after)
     ]
     return (inter / union.clamp(min=1)).tolist(), (opened[0] != opened[1]).float().mean().item()

@@ -116,6 +116,7 @@ def test_a_predictor_has_its_words_where_it_has_its_images(config: FISAConfig, t
             tower = predictor.text_encoder.clip
             assert predictor.model.device == tower.logit_scale.device == tower.token_embedding.weight.device
             assert on_gpu(predictor.encode_vocabulary(WORDS).classifier)
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
             found = predictor.segment(picture(), WORDS, panoptic=EVERY)
             assert np.array_equal(found.ids, expected.ids)
             assert any(tmp_path.iterdir())

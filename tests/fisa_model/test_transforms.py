@@ -20,6 +20,7 @@ from fisa_model.transforms import (
     pad_proposals,
     to_clip_input,
     to_model_proposals,
+    to_tensor,
     unwarp,
     warp_image,
     warp_logits,
@@ -101,7 +102,7 @@ def test_without_scale_or_flip_it_is_the_frame_of_test_time(resize: Resize) -> N
     image = to_clip_input(paint(mask), image_size=32, mean=MEAN, std=STD, resize=resize)
     assert torch.equal(sample.image, image)
     frame = whole_frame((20, 44), 32, resize)
-    proposals = to_model_proposals(proposals_of(mask), image_size=32, frame=frame)
+    proposals = to_model_proposals(to_tensor(proposals_of(mask).mask_logits), image_size=32, frame=frame)
     torch.testing.assert_close(sample.proposals, proposals, atol=1e-5, rtol=1e-5)
 
 
@@ -143,7 +144,7 @@ def test_masks_that_shrink_are_antialiased_as_at_test_time() -> None:
     jitter = Jitter(image_size=64, mean=MEAN, std=STD, scale=None, flip=0.0)
     target = Target(torch.tensor([0]), torch.from_numpy(mask)[None])
     sample = jitter(paint(mask), proposals, target, np.random.default_rng(0))
-    expected = to_model_proposals(proposals, image_size=64)
+    expected = to_model_proposals(to_tensor(proposals.mask_logits), image_size=64)
     torch.testing.assert_close(sample.proposals, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -215,10 +216,10 @@ def expected_masks(masks: NDArray[np.bool_], jitter: Jitter, seed: int) -> Tenso
 
 
 def test_proposals_are_brought_to_a_quarter_and_filled_up() -> None:
-    one = to_model_proposals(proposals_of(rectangle(40, 80, 0, 0, 40, 40)), image_size=32)
-    none = to_model_proposals(
-        MaskProposals(np.zeros((0, 5, 5), np.float32), np.zeros(0, np.float32)), image_size=32
+    one = to_model_proposals(
+        to_tensor(proposals_of(rectangle(40, 80, 0, 0, 40, 40)).mask_logits), image_size=32
     )
+    none = to_model_proposals(torch.zeros(0, 5, 5), image_size=32)
     assert one.shape == (1, 8, 8)
     assert (one[0] > 0).tolist() == [[True] * 4 + [False] * 4] * 8
     padded, valid = pad_proposals([one, none])
@@ -230,7 +231,7 @@ def test_proposals_are_brought_to_a_quarter_and_filled_up() -> None:
 def test_read_only_tables_are_read_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     proposals = proposals_of(rectangle(8, 8, 0, 0, 4, 4))
     proposals.mask_logits.flags.writeable = False
-    to_model_proposals(proposals, image_size=16)
+    to_model_proposals(to_tensor(proposals.mask_logits), image_size=16)
     assert not recwarn.list
 
 

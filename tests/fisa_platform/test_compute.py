@@ -31,6 +31,30 @@ def test_the_pool_has_no_more_actors_than_there_are_blocks() -> None:
         Workers(min=2, initial=9, max=8)
 
 
+_LOOK = """
+import os
+from fisa_platform.compute import connect
+connect()
+import ray
+print("sees", repr(ray.get(ray.remote(lambda: os.environ.get("CUDA_VISIBLE_DEVICES")).remote())))
+"""
+
+
+def test_a_worker_that_asks_for_no_gpu_sees_none() -> None:
+    """In a session of its own, as one is started where no cluster is named."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    run = subprocess.run(
+        [sys.executable, "-c", _LOOK],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "sees ''" in run.stdout
+
+
 @pytest.mark.parametrize(
     ("compute", "calls"),
     [

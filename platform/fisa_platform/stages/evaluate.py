@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_model.config import PanopticConfig
 from fisa_platform.classifier import ClassifierConfig
-from fisa_platform.compute import CALLS_IN_MODEL, Compute
+from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fisa_model.mask_generators import MaskProposals
     from fisa_model.prediction import Prediction
+    from fisa_model.predictor import FISAPredictor
     from fisa_model.vocabulary import Vocabulary
     from fisa_platform.evaluation.mask_accuracy import TrueMasks
     from fisa_platform.evaluation.summary import Metrics
@@ -156,7 +157,7 @@ class Evaluator:
 
         self.config = config
         self.vocabulary = vocabulary
-        self.in_model = threading.BoundedSemaphore(CALLS_IN_MODEL)
+        self.in_model = threading.Lock()
         self.proposals = ProposalRows(config.proposals_uri)
         self.predictor = load_predictor(config.classifier) if config.classifier else None
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary) if self.predictor else None
@@ -188,28 +189,41 @@ class Evaluator:
     def _evaluate(
         self, rows: list[dict[str, Any]], images: list[NDArray[np.uint8]], proposals: list[MaskProposals]
     ) -> list[dict[str, Any]]:
+        from fisa_model.device import own_stream
+
         if self.predictor is None:
             return [
                 self._row(row, self._oracle(row, masks)) for row, masks in zip(rows, proposals, strict=True)
             ]
-        assert self.class_tokens is not None
-        asked = self.config.mask_accuracy is not None
-        truths = [self._true_masks(row) for row in rows] if asked else []
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        truths = [] if self.config.mask_accuracy is None else [self._true_masks(row) for row in rows]
         with self.in_model:
-            features = self.predictor.encode_images(images)
-            prepared = self.predictor.prepare(proposals, sizes)
-            predictions = self.predictor.classify(features, prepared, self.class_tokens)
-            named: list[Prediction] = []
-            if asked:
-                prepared = self.predictor.prepare([truth.as_proposals() for truth in truths], sizes)
-                named = self.predictor.classify(features, prepared, self.class_tokens)
-        done = [self._row(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
-        if asked:
-            for row, truth, prediction in zip(done, truths, named, strict=True):
-                row["mask_classes"] = truth.classes
-                row["mask_names"] = prediction.class_probs.argmax(dim=-1).tolist()
+            predictions, names = self._classify(self.predictor, images, proposals, truths)
+        with own_stream(self.predictor.model.device):
+            done = [self._row(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+        for place, (truth, of_masks) in enumerate(zip(truths, names, strict=True)):
+            done[place] |= {"mask_classes": truth.classes, "mask_names": of_masks}
         return done
+
+    def _classify(
+        self,
+        predictor: FISAPredictor,
+        images: list[NDArray[np.uint8]],
+        proposals: list[MaskProposals],
+        truths: list[TrueMasks],
+    ) -> tuple[list[Prediction], list[list[int]]]:
+        """What each image's proposals are, and which class index each of its true masks gets.
+
+        The images' features, some GB of a GPU, are gone when it returns.
+        """
+        assert self.class_tokens is not None
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        features = predictor.encode_images(images)
+        predictions = predictor.classify(features, predictor.prepare(proposals, sizes), self.class_tokens)
+        if not truths:
+            return predictions, []
+        masks = predictor.prepare([truth.as_proposals() for truth in truths], sizes)
+        named = predictor.classify(features, masks, self.class_tokens)
+        return predictions, [prediction.class_probs.argmax(dim=-1).tolist() for prediction in named]
 
     def _true_masks(self, row: dict[str, Any]) -> TrueMasks:
         from fisa_platform.evaluation.mask_accuracy import true_masks

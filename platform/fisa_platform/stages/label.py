@@ -13,7 +13,7 @@ from fisa_model.config import PanopticConfig, check_choices
 from fisa_model.mask_generators import GeneratorName, Precision, check_generator
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform.classifier import ClassifierConfig
-from fisa_platform.compute import CALLS_IN_MODEL, Compute
+from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.storage import check_apart
 
@@ -246,7 +246,7 @@ class Labeller:
 
         self.config = config
         self.vocabulary = vocabulary
-        self.in_model = threading.BoundedSemaphore(CALLS_IN_MODEL)
+        self.in_model = threading.Lock()
         self.table = None if config.proposals_uri is None else ProposalRows(config.proposals_uri)
         generator = None
         if self.table is None:
@@ -261,6 +261,7 @@ class Labeller:
         self.class_tokens = self.predictor.encode_vocabulary(vocabulary)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        from fisa_model.device import own_stream
         from fisa_model.mask_generators import propose_masks
         from fisa_model.pictures import decode_image
         from fisa_platform.schema import LABELLED
@@ -281,12 +282,13 @@ class Labeller:
                 continue
             keys.append(key)
             images.append(image)
+        if self.table is None:
+            proposals = propose_masks(self.predictor.generator, images)
         with self.in_model:
-            if self.table is None:
-                proposals = propose_masks(self.predictor.generator, images)
             predictions = self.predictor.predict(images, proposals, self.class_tokens)
-        for key, image, prediction in zip(keys, images, predictions, strict=True):
-            done.append({**key, **self._label(image, prediction)})
+        with own_stream(self.predictor.model.device):
+            for key, image, prediction in zip(keys, images, predictions, strict=True):
+                done.append({**key, **self._label(image, prediction)})
         return failable_table(LABELLED, done)
 
     def _label(self, image: NDArray[np.uint8], prediction: Prediction) -> dict[str, Any]:

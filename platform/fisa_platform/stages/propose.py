@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fisa_model.mask_generators import BATCH_PIXELS, GeneratorName, Precision, check_generator
-from fisa_platform.compute import CALLS_IN_MODEL, Compute
+from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.mask_codec import MaskEncoding
 
@@ -115,7 +114,6 @@ class Proposer:
 
     def __init__(self, config: ProposeConfig, device: str) -> None:
         self.encoding = config.encoding
-        self.in_model = threading.BoundedSemaphore(CALLS_IN_MODEL)
         self.generator = None if config.generator == "oracle" else load_generator(config, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -137,8 +135,7 @@ class Proposer:
         images = [
             np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], 3) for row in rows
         ]
-        with self.in_model:
-            return self.generator.batch(images)
+        return self.generator.batch(images)
 
 
 def load_generator(config: ProposeConfig, device: str) -> BatchMaskGenerator:

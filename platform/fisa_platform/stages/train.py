@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from fisa_model.config import FISAConfig
 from fisa_model.mask_generators import Precision
 from fisa_platform.classifier import WEIGHTS_NAME
-from fisa_platform.compute import Compute, Workers, is_embedded
+from fisa_platform.compute import Compute, is_embedded
 from fisa_platform.job import StageContext, StageResult
 from fisa_platform.training.batches import BatchConfig
 from fisa_platform.training.optim import OptimizerConfig, ScheduleConfig
@@ -116,7 +116,7 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
     from fisa_platform.manifest import open_version
     from fisa_platform.stages.train_worker import train_worker
 
-    check_workers(compute.workers, config.batches)
+    check_workers(compute, config.batches)
     images = open_version(config.images_uri)
     if images.manifest.vocabulary is None:
         raise ValueError(f"{config.images_uri}: has no ground truth; train on a table that has")
@@ -184,8 +184,14 @@ def trainer_class() -> Any:
     return Trainer
 
 
-def check_workers(workers: Workers, batches: BatchConfig) -> None:
-    """Refuse a number of workers that Ray may choose but that cannot share a batch equally."""
+def check_workers(compute: Compute, batches: BatchConfig) -> None:
+    """Refuse a number of workers that Ray may choose but that cannot share a batch equally, or GPUs."""
+    if compute.gpus_per_worker not in (0, 1):
+        raise ValueError(
+            f"compute.gpus_per_worker is {compute.gpus_per_worker:g}, but a worker is one process "
+            "on one GPU; write 1, and the number of GPUs as compute.workers.min and max"
+        )
+    workers = compute.workers
     for count in range(workers.min or workers.max, workers.max + 1):
         if batches.size % (count * batches.accumulation):
             raise ValueError(

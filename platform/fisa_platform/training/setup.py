@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from fisa_model import text_cache
 from fisa_model.criterion import Criterion
+from fisa_model.device import avoid_cudnn_attention
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators.mask2former import LearningMask2Former
 from fisa_model.matcher import HungarianMatcher
@@ -46,6 +47,7 @@ def build_state(
 ) -> TrainingState[FISAObjective]:
     """The model, its criterion, its optimizer and its schedule, as they are before the first step."""
     device = accelerator.device
+    avoid_cudnn_attention(device)
     torch.manual_seed(config.seed)
     model, text_encoder = build_fisa(config.model, text_cache_path=text_cache.default_path())
     text_encoder.to(device)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from fisa_model.objective import FISAObjective
 from fisa_model.predictor import FISAPredictor
 from fisa_platform import manifest
-from fisa_platform.compute import Workers
+from fisa_platform.compute import Compute, Workers
 from fisa_platform.job import Job
 from fisa_platform.manifest import Version
 from fisa_platform.schema import IMAGES, PROPOSALS
@@ -252,10 +252,13 @@ def test_proposals_come_from_a_table_or_from_a_generator(tables: dict[str, str])
 
 
 def test_workers_that_cannot_share_a_batch_are_refused() -> None:
-    check_workers(Workers(min=2, max=4), BatchConfig(size=12))
-    check_workers(Workers(min=0, max=3), BatchConfig(size=12, accumulation=2))
+    check_workers(Compute(workers=Workers(min=2, max=4)), BatchConfig(size=12))
+    check_workers(Compute(workers=Workers(min=0, max=3)), BatchConfig(size=12, accumulation=2))
     with pytest.raises(ValueError, match=r"batches\.size \(12\) cannot be shared by 5 workers"):
-        check_workers(Workers(min=4, max=6), BatchConfig(size=12))
+        check_workers(Compute(workers=Workers(min=4, max=6)), BatchConfig(size=12))
+    for gpus in (0.5, 2):
+        with pytest.raises(ValueError, match=f"gpus_per_worker is {gpus:g}, .* on one GPU; write 1"):
+            check_workers(Compute(gpus_per_worker=gpus), BatchConfig())
 
 
 def test_a_table_without_ground_truth_is_refused(run: Run, tables: dict[str, str], tmp_path: Path) -> None:
