@@ -76,9 +76,11 @@ BATCH_PIXELS = 8_000_000
 """Pixels, at the generator's own test size, that go through a network at once; a photo of COCO has 0.9 M."""
 
 
-def check_generator(name: str, weights: str | None, size: tuple[int, int] | None = None) -> None:
-    """Raises ValueError for an unknown name, for weights or a test size that a generator cannot have, or for
-    lack of weights that it needs."""
+def check_generator(
+    name: str, weights: str | None, size: tuple[int, int] | None = None, precision: Precision = "fp32"
+) -> None:
+    """Raises ValueError for an unknown name, for weights, a test size or a precision that a generator cannot
+    have, or for lack of weights that it needs."""
     if name not in GENERATORS:
         raise ValueError(f"unknown mask generator {name!r}; choose one of {', '.join(GENERATORS)}")
     if name == "felzenszwalb" and weights is not None:
@@ -86,6 +88,8 @@ def check_generator(name: str, weights: str | None, size: tuple[int, int] | None
             f"generator 'felzenszwalb' has no weights, got {weights!r}; leave them out "
             "(generator_weights: null), or choose the generator that they belong to"
         )
+    if name == "felzenszwalb" and precision != "fp32":
+        raise ValueError(f"generator 'felzenszwalb' is no network to compute in {precision}; leave it out")
     if name == "detectron2" and weights is None:
         raise ValueError("generator 'detectron2' needs weights, got none; give its output folder")
     if size is None:
@@ -120,7 +124,7 @@ def load_mask_generator(
         precision: `bf16` computes backbone and transformer of a network in bfloat16.
         batch_pixels: resized pixels of one size that a network takes at once; at least one image.
     """
-    check_generator(name, weights, size)
+    check_generator(name, weights, size, precision)
     if name == "felzenszwalb":
         from fisa_model.mask_generators.felzenszwalb import FelzenszwalbGenerator
 

@@ -36,8 +36,8 @@ MAX_ROWS_PER_BLOCK = 512
 """Rows that a worker reads at once; about 80 MB of COCO's images."""
 
 BLOCKS_PER_WORKER = 4
-"""Blocks of a table that is small for its workers, for each batch that one has in hand: enough that none
-waits long for the last one."""
+"""Blocks of a table that is small for its workers, and more where one has several batches in hand: enough
+that none waits long for the last one."""
 
 WRITER: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": 0}
 """Options of tasks that write; needing no core, they never wait for actors that hold them all."""
@@ -184,7 +184,9 @@ def read_rows(
     """
     import ray.data
 
-    fair = -(-places.num_rows // (compute.workers.max * BLOCKS_PER_WORKER * compute.calls_per_worker))
+    of_worker = -(-places.num_rows // (compute.workers.max * BLOCKS_PER_WORKER))
+    # Parts of a row group would each read all of it.
+    fair = max(of_worker // compute.calls_per_worker, min(of_worker, ROWS_PER_GROUP))
     size = rows_per_block(min(fair, MAX_ROWS_PER_BLOCK), least=batch_size, rows_per_file=rows_per_file)
     # A block would carry the names of all files with it.
     named = places.set_column(places.schema.get_field_index("uri"), "uri", places["uri"].cast(pa.string()))

@@ -19,7 +19,9 @@ from fisa_model.matcher import HungarianMatcher, Target
 from fisa_model.objective import FISAObjective, TrainingBatch
 from fisa_model.predictor import FISAPredictor
 from fisa_model.text_encoder import TextEncoder
+from fisa_model.transforms import to_clip_input
 from fisa_model.vocabulary import Vocabulary
+from fisa_model.weights import save_fisa
 
 EVERY = PanopticConfig(object_threshold=0.0)
 WORDS = Vocabulary.from_names(["cat", "dog, hound"], stuff=["grass"])
@@ -120,6 +122,23 @@ def test_a_predictor_has_its_words_where_it_has_its_images(config: FISAConfig, t
             found = predictor.segment(picture(), WORDS, panoptic=EVERY)
             assert np.array_equal(found.ids, expected.ids)
             assert any(tmp_path.iterdir())
+
+
+def test_trained_weights_come_with_their_words(trained: FISA, config: FISAConfig, tmp_path: Path) -> None:
+    """The image tower of the text encoder's CLIP stays: some are copies, which a GPU would hold twice."""
+    path = tmp_path / "weights.safetensors"
+    save_fisa(path, trained, config)
+    with pretended_gpu():
+        predictor = FISAPredictor.load(path, generator=blobs, device="cuda:0", dtype=torch.float32)
+        tower = predictor.text_encoder.clip
+        assert predictor.model.device == tower.logit_scale.device == GPU
+        assert not any(on_gpu(parameter) for parameter in tower.visual.parameters())
+
+
+def test_a_picture_that_shrinks_more_than_a_gpu_can_comes_back_to_it() -> None:
+    with pretended_gpu():
+        image = np.zeros((900, 20, 3), np.uint8)
+        assert on_gpu(to_clip_input(image, image_size=28, mean=(0.5,) * 3, std=(0.2,) * 3, device=GPU))
 
 
 @pytest.mark.parametrize("no_object_weight", [0.0, 0.1])

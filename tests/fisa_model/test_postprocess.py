@@ -146,11 +146,12 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.array_equal(again.mask, before.mask)
 
 
-def test_upsampling_is_torchs_bilinear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postprocess, "VALUES_PER_TILE", 600)
-    logits = torch.randn(3, 6, 7)
-    tiles = torch.cat([tile for _, tile in postprocess._tiles(logits, (50, 31), values=3)], dim=1)
-    expected = F.interpolate(logits[None], size=(50, 31), mode="bilinear", align_corners=False)[0]
+@pytest.mark.parametrize("size", [(50, 31), (6, 7), (6, 31), (50, 7)])
+def test_upsampling_is_torchs_bilinear(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    monkeypatch.setattr(postprocess, "VALUES_PER_TILE", 60)
+    logits = torch.randn(3, 6, 7).half()
+    tiles = torch.cat([tile for _, tile in postprocess._tiles(logits, size, values=3)], dim=1)
+    expected = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(tiles, expected, atol=1e-5, rtol=0)
 
 

@@ -228,6 +228,13 @@ def test_proposals_are_brought_to_a_quarter_and_filled_up() -> None:
     assert (padded[1] == OUTSIDE).all()
 
 
+def test_proposals_of_one_number_are_stacked() -> None:
+    masks = torch.rand(2, 3, 3)
+    padded, valid = pad_proposals([masks, masks + 1])
+    assert torch.equal(padded, torch.stack([masks, masks + 1]))
+    assert valid.tolist() == [[True, True]] * 2
+
+
 def test_read_only_tables_are_read_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     proposals = proposals_of(rectangle(8, 8, 0, 0, 4, 4))
     proposals.mask_logits.flags.writeable = False

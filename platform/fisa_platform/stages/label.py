@@ -104,8 +104,15 @@ class LabelConfig:
                 f"generator_size is {list(self.generator_size)}, but with proposals_uri no generator runs; "
                 "leave one of them out"
             )
+        if self.proposals_uri is not None and self.generator_precision != "fp32":
+            raise ValueError(
+                f"generator_precision is {self.generator_precision!r}, but with proposals_uri no generator "
+                "runs; leave one of them out"
+            )
         if self.proposals_uri is None:
-            check_generator(self.generator, self.generator_weights, self.generator_size)
+            check_generator(
+                self.generator, self.generator_weights, self.generator_size, self.generator_precision
+            )
         check_apart(self.output_uri, self.images_uri)
         for name in ("batch_size", "rows_per_file"):
             if getattr(self, name) < 1:
@@ -286,6 +293,7 @@ class Labeller:
             proposals = propose_masks(self.predictor.generator, images)
         with self.in_model:
             predictions = self.predictor.predict(images, proposals, self.class_tokens)
+        proposals = []  # of as many batches as there are threads, some GB of memory
         with own_stream(self.predictor.model.device):
             for key, image, prediction in zip(keys, images, predictions, strict=True):
                 done.append({**key, **self._label(image, prediction)})

@@ -79,7 +79,7 @@ class ProposeConfig:
                 f"none, got {self.generator!r} and {self.generator_weights!r}"
             )
         if self.generator != "oracle":
-            check_generator(self.generator, self.generator_weights, self.generator_size)
+            check_generator(self.generator, self.generator_weights, self.generator_size, self.precision)
         for name in ("batch_size", "batch_pixels", "rows_per_file"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

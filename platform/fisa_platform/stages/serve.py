@@ -76,7 +76,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not self.host:
             raise ValueError("host is empty; write 127.0.0.1 for this machine, 0.0.0.0 for all addresses")
-        check_generator(self.generator, self.generator_weights, self.generator_size)
+        check_generator(self.generator, self.generator_weights, self.generator_size, self.generator_precision)
         if self.kept_bytes < 0:
             raise ValueError(f"kept_bytes must be 0 or more, got {self.kept_bytes}")
         if not 1 <= self.port <= 65_535:

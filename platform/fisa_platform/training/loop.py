@@ -90,7 +90,12 @@ def train(
     while state.step < config.iterations:
         for micro in range(config.accumulation):
             _seed(config.seed, state.step, micro * accelerator.num_processes + accelerator.process_index)
-            batch = send_to_device(_next(stream, meter, state.step), accelerator.device, non_blocking=True)
+            batch = send_to_device(
+                _next(stream, meter, state.step),
+                accelerator.device,
+                # Elsewhere memory is not pinned, and might be used again before it was read.
+                non_blocking=accelerator.device.type == "cuda",
+            )
             last = micro == config.accumulation - 1
             with nullcontext() if last else accelerator.no_sync(objective):
                 losses = objective(batch)

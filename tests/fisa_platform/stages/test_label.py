@@ -4,10 +4,12 @@ import contextlib
 import io
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from labels import assert_same_labels
 from PIL import Image
@@ -22,6 +24,7 @@ from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import PREDICTIONS
 from fisa_platform.spec import job_from_data
+from fisa_platform.stages.label import Labeller, read_vocabulary
 from fisa_platform.tables import image_places
 
 Run = Callable[..., Version]
@@ -48,14 +51,19 @@ def folder(images: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(pictures)
 
 
+COMMON: dict[str, Any] = {
+    "classifier": {"frozen": {"clip": {"model": "toy"}, "image_size": 224}},
+    "things": ["plain red circle", "striped blue star"],
+    "stuff": ["grass"],
+}
+
+
 def label(run: Run, images_uri: str, output: Path, *, threshold: float = 0.0, **config: Any) -> Version:
     return run(
         "label",
         images_uri=images_uri,
         output_uri=str(output),
-        classifier={"frozen": {"clip": {"model": "toy"}, "image_size": 224}},
-        things=["plain red circle", "striped blue star"],
-        stuff=["grass"],
+        **COMMON,
         panoptic={"object_threshold": threshold},
         batch_size=2,
         rows_per_file=ROWS_PER_FILE,
@@ -188,6 +196,38 @@ def test_pictures_are_counted_and_kept(run: Run, images: str, tmp_path: Path) ->
     with pytest.raises(FileNotFoundError, match="has no folder 'masks'; it has panoptic, overlays"):
         version.folder("masks")
     assert list(find_garbage(version.uri)) == []
+
+
+def test_one_batch_at_a_time_is_in_the_classifier(images: str) -> None:
+    config = job_from_data(
+        {"stage": "label", "config": {**COMMON, "images_uri": images, "output_uri": "x"}}
+    ).config
+    worker = Labeller(config, read_vocabulary(config))
+    empty = pa.table({name: pa.array([], pa.string()) for name in ("image_id", "file_name", "image")})
+    with ThreadPoolExecutor(1) as pool:
+        with worker.in_model:
+            waiting = pool.submit(worker, empty)
+            assert not wait([waiting], timeout=0.5).done
+        assert waiting.result(timeout=60).num_rows == 0
+
+
+def test_the_generators_arithmetic_is_passed_on(images: str, mask2former_folder: Path) -> None:
+    network = {
+        "generator": "mask2former",
+        "generator_weights": str(mask2former_folder),
+        "generator_precision": "bf16",
+    }
+    given = {**COMMON, **network, "images_uri": images, "output_uri": "x"}
+    config = job_from_data({"stage": "label", "config": given}).config
+    assert Labeller(config, read_vocabulary(config)).predictor.generator.precision == "bf16"  # type: ignore[attr-defined]
+    with pytest.raises(
+        ValueError, match="generator_precision is 'bf16', but with proposals_uri no generator"
+    ):
+        job_from_data({"stage": "label", "config": {**given, "proposals_uri": "y"}})
+    with pytest.raises(ValueError, match="'felzenszwalb' is no network to compute in bf16"):
+        job_from_data(
+            {"stage": "label", "config": {**given, "generator": "felzenszwalb", "generator_weights": None}}
+        )
 
 
 def test_the_last_line_says_what_was_found(run: Run, images: str, tmp_path: Path) -> None:
