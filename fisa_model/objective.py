@@ -100,7 +100,7 @@ class FISAObjective(nn.Module):
             valid = torch.ones(proposals.shape[:2], dtype=torch.bool, device=proposals.device)
         all_learn = self.criterion.no_object_weight > 0
         with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
-            # Before the images: it looks at numbers of its own, for which a GPU's queue should be short.
+            # Before the images: it waits for numbers of its own, and a GPU would do the tower first.
             masks = self.model.adapt_masks(proposals)
         features = self.model.encode_images(batch.images)
         with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):

@@ -17,7 +17,6 @@ import contextlib
 import io
 import json
 import multiprocessing
-import statistics
 import tempfile
 import time
 from functools import partial
@@ -26,7 +25,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from measuring import machine
+from measuring import machine, print_rates
 from scenes import ROWS_PER_FILE, write_images
 
 from fisa_model.config import TOY_CLIP
@@ -135,12 +134,8 @@ def main() -> None:
                     short, long = (seconds_of(images_uri) for images_uri in tables)
                     if run:  # the first one warms up
                         rates[side].append(extra / (long - short))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"pictures of {arguments.side} x {arguments.side}, {arguments.workers} workers")
-    for name, values in rates.items():
-        print(f"{name:10}{medians[name]:8.2f} images/s  ({', '.join(f'{value:.2f}' for value in values)})")
-    ratio = medians["label"] / medians["bare loop"]
-    print(f"ratio {ratio:.3f}")
+    ratio = print_rates(rates, over="bare loop")
     print(json.dumps({"ratio": ratio, "rates": rates, **vars(arguments), **machine(arguments.device)}))
 
 

@@ -1,6 +1,7 @@
 """What benchmarks share: interleaved timing, peak memory, and the machine it was on."""
 
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,17 @@ def _reset_peak(device: str) -> None:
     else:
         # The process's peak is from now on what it holds now: proc(5), clear_refs.
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def print_rates(rates: Mapping[str, list[float]], *, over: str) -> float:
+    """Images per second of two sides, as medians of their runs; returns the ratio of one over `over`."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, values in rates.items():
+        print(f"{name:10}{medians[name]:8.2f} images/s  ({', '.join(f'{value:.2f}' for value in values)})")
+    base = medians.pop(over)
+    (other,) = medians.values()
+    print(f"ratio {other / base:.3f}")
+    return other / base
 
 
 def machine(device: str) -> dict[str, Any]:

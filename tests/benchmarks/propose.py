@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from measuring import machine
+from measuring import machine, print_rates
 from scenes import ROWS_PER_FILE, write_images
 
 from fisa_model.mask_generators import load_mask_generator
@@ -108,12 +108,8 @@ def main() -> None:
                 rates["bare loop"].append(extra / (seconds[1] - seconds[0]))
                 seconds = [propose(folder, uri, arguments.workers) for uri in (short, long)]
                 rates["propose"].append(extra / (seconds[1] - seconds[0]))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"pictures of {side} x {side}, {arguments.workers} workers")
-    for name, values in rates.items():
-        print(f"{name:10}{medians[name]:8.2f} images/s  ({', '.join(f'{value:.2f}' for value in values)})")
-    ratio = medians["propose"] / medians["bare loop"]
-    print(f"ratio {ratio:.3f}")
+    ratio = print_rates(rates, over="bare loop")
     print(json.dumps({"ratio": ratio, "rates": rates, "side": side, **vars(arguments), **machine("cpu")}))
 
 

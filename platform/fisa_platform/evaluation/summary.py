@@ -1,14 +1,18 @@
 """The numbers of a report: every metric over all, seen, unseen, thing and stuff classes."""
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fisa_model.vocabulary import Vocabulary
-from fisa_platform.evaluation.instances import InstanceMetrics
+from fisa_platform.evaluation.instances import InstanceMetrics, true_instances
+from fisa_platform.evaluation.label_maps import VOID, class_labels
 from fisa_platform.evaluation.mask_accuracy import MaskAccuracy
 from fisa_platform.evaluation.panoptic import PanopticMetrics
 from fisa_platform.evaluation.semantic import SemanticMetrics
+from fisa_platform.panoptic_png import decode_panoptic
 
 SUBSETS = ("all", "seen", "unseen", "thing", "stuff")
 """In the order of tables."""
@@ -79,3 +83,20 @@ class Metrics:
             }
             for quality in self.panoptic.per_class()
         ]
+
+
+def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Sequence[Metrics]) -> None:
+    """Count one image, given as a row of EVALUATED, once for each set of rules."""
+    truth = decode_panoptic(row["true_panoptic"])
+    true_labels = class_labels(truth, row["true_segments_info"], vocabulary)
+    asked = row["instances"] is not None
+    things = true_instances(truth, row["true_segments_info"], vocabulary) if asked else []
+    for result, counts in zip([row, *row["by_other_rules"]], metrics, strict=True):
+        predicted, labels = decode_panoptic(result["panoptic"]), decode_panoptic(result["semantic"])
+        counts.panoptic.update(truth, row["true_segments_info"], predicted, result["segments_info"])
+        counts.semantic.update(true_labels, np.where(labels == len(vocabulary), VOID, labels))
+        if asked:
+            size = (row["height"], row["width"])
+            counts.instances.update(row["image_id"], size, things, result["instances"])
+    if row["mask_names"] is not None:
+        metrics[0].masks.update(np.array(row["mask_classes"], int), np.array(row["mask_names"], int))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -287,7 +286,7 @@ def write_and_score(
     """Write a file of predictions, and count its metrics while ground truth is at hand."""
     import pyarrow as pa
 
-    from fisa_platform.evaluation.summary import Metrics
+    from fisa_platform.evaluation.summary import Metrics, score_image
     from fisa_platform.schema import PREDICTIONS
     from fisa_platform.tables import write_batch
 
@@ -299,29 +298,6 @@ def write_and_score(
     # The counts belong to the whole batch, so they stand in its first row.
     counts = [pickle.dumps(metrics), *[None] * written.num_rows][: written.num_rows]
     return written.append_column("metrics", pa.array(counts, pa.large_binary()))
-
-
-def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Sequence[Metrics]) -> None:
-    """Count one image, given as a row of EVALUATED, once for each set of rules."""
-    import numpy as np
-
-    from fisa_platform.evaluation.instances import true_instances
-    from fisa_platform.evaluation.label_maps import VOID, class_labels
-    from fisa_platform.panoptic_png import decode_panoptic
-
-    truth = decode_panoptic(row["true_panoptic"])
-    true_labels = class_labels(truth, row["true_segments_info"], vocabulary)
-    asked = row["instances"] is not None
-    things = true_instances(truth, row["true_segments_info"], vocabulary) if asked else []
-    for result, counts in zip([row, *row["by_other_rules"]], metrics, strict=True):
-        predicted, labels = decode_panoptic(result["panoptic"]), decode_panoptic(result["semantic"])
-        counts.panoptic.update(truth, row["true_segments_info"], predicted, result["segments_info"])
-        counts.semantic.update(true_labels, np.where(labels == len(vocabulary), VOID, labels))
-        if asked:
-            size = (row["height"], row["width"])
-            counts.instances.update(row["image_id"], size, things, result["instances"])
-    if row["mask_names"] is not None:
-        metrics[0].masks.update(np.array(row["mask_classes"], int), np.array(row["mask_names"], int))
 
 
 def _add_up(parts: list[dict[str, Any]], vocabulary: Vocabulary, sets_of_rules: int) -> list[Metrics]:
