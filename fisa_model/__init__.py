@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fisa_model.mask_generators import MaskProposals
     from fisa_model.objective import FISAObjective
     from fisa_model.predictor import FISAPredictor
+    from fisa_model.referring import refer
     from fisa_model.training_facts import TrainingFacts
     from fisa_model.vocabulary import Vocabulary
     from fisa_model.weights import save_fisa
@@ -27,6 +28,7 @@ __all__ = [
     "build_fisa",
     "fisa_vit_l14_336",
     "load_class_list",
+    "refer",
     "save_fisa",
 ]
 
@@ -40,6 +42,7 @@ _HOME = {
     "build_fisa": "fisa",
     "fisa_vit_l14_336": "config",
     "load_class_list": "class_lists",
+    "refer": "referring",
     "save_fisa": "weights",
 }
 

@@ -251,3 +251,8 @@ def fisa_vit_l14_336() -> FISAConfig:
 def fisa_toy() -> FISAConfig:
     """The tiny CLIP of the toy world, which ships with the package, on its scenes of 224 x 224."""
     return FISAConfig(clip=CLIPConfig(model=TOY_CLIP), image_size=224)
+
+
+def baseline_of(config: FISAConfig) -> FISAConfig:
+    """The same CLIP at the same size, with nothing added to it."""
+    return replace(config, trained="none", seve=SEVEConfig(enabled=False), adapter=AdapterConfig(layers=0))

@@ -207,7 +207,7 @@ def instance(
     thing = torch.tensor(is_thing, dtype=torch.bool, device=classes.device)[classes]
     values, proposals, classes = values[thing], proposals[thing], classes[thing]
     used, which = torch.unique(proposals, return_inverse=True)
-    masks, sureness = _binarise(mask_logits[used], size)
+    masks, sureness = binarise(mask_logits[used], size)
     values = values * sureness.to(values.device)[which]
     return [
         Instance(proposal, class_index, score, masks[mask])
@@ -217,7 +217,7 @@ def instance(
     ]
 
 
-def _binarise(mask_logits: Tensor, size: tuple[int, int]) -> tuple[NDArray[np.bool_], Tensor]:
+def binarise(mask_logits: Tensor, size: tuple[int, int]) -> tuple[NDArray[np.bool_], Tensor]:
     """[Q, h, w] -> masks [Q, H, W] and the mean probability inside each, [Q]."""
     count = len(mask_logits)
     masks = np.zeros((count, *size), dtype=np.bool_)

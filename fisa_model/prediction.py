@@ -35,6 +35,9 @@ class Prediction:
     size: tuple[int, int]
     """(H, W) of the image."""
 
+    similarities: Tensor | None = None
+    """[Q, K], cosines of masks and classes, of a class's names the best; None where no CLIP named them."""
+
     def panoptic(self, is_thing: Sequence[bool], config: PanopticConfig = DEFAULT_PANOPTIC) -> PanopticResult:
         if not isinstance(config, PanopticConfig):
             raise ValueError(
@@ -69,6 +72,10 @@ class Prediction:
             scores=self._scores(objectness),
             top_k=top_k,
         )
+
+    def masks(self, proposals: Tensor | slice = slice(None)) -> NDArray[np.bool_]:
+        """[n, H, W], proposals of these indices, or all, at the image's own size."""
+        return postprocess.binarise(self.mask_logits[proposals], self.size)[0]
 
     def _scores(self, objectness: Objectness) -> Tensor | None:
         if objectness not in get_args(Objectness):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fisa_model.config import AdapterConfig, EnsembleConfig, FISAConfig, PanopticConfig, SEVEConfig
+from fisa_model.config import EnsembleConfig, FISAConfig, PanopticConfig, baseline_of
 from fisa_model.device import avoid_cudnn_attention, check_device, check_dtype
 from fisa_model.ensemble import ensemble
 from fisa_model.fisa import FISA, AdaptedMasks, FISAOutput, build_fisa
@@ -295,8 +295,12 @@ class FISAPredictor:
             raise ValueError(
                 "the model's class logits are NaN or infinite; the weights are damaged or diverged"
             )
-        rows = zip(probs, prepared.mask_logits, prepared.scores, prepared.sizes, strict=True)
-        return [Prediction(row[: len(masks)], masks, scores, size) for row, masks, scores, size in rows]
+        cosines = output.class_logits[..., : class_tokens.num_classes] / self.model.clip.logit_scale
+        rows = zip(probs, cosines, prepared.mask_logits, prepared.scores, prepared.sizes, strict=True)
+        return [
+            Prediction(of_classes[: len(masks)], masks, scores, size, similarity[: len(masks)])
+            for of_classes, similarity, masks, scores, size in rows
+        ]
 
     def _class_probs(
         self,
@@ -341,10 +345,3 @@ def _adapt(masks: Tensor, change: Tensor, frame: Frame, form: ProposalForm | Non
     # between the network's own logits lie finer borders.
     believed = (masks != read) & ((masks >= 0) == (adapted >= 0))
     return torch.where(believed, masks, adapted)
-
-
-def baseline_of(config: FISAConfig) -> FISAConfig:
-    """The same CLIP at the same size, with nothing added to it."""
-    return dataclasses.replace(
-        config, trained="none", seve=SEVEConfig(enabled=False), adapter=AdapterConfig(layers=0)
-    )

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fisa_model.pictures import decode_image
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
 from fisa_platform.manifest import Version, find_version
-from fisa_platform.mask_codec import decode_proposals
+from fisa_platform.mask_codec import decode_proposals, decode_runs
 from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.rendering import contact_sheet, draw_masks, draw_segments
 from fisa_platform.rows import TableRows
-from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS, REJECTED
+from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS, REFERENTS, REJECTED
 from fisa_platform.sources.index import read_file
 
-TABLES = {"images": IMAGES, "proposals": PROPOSALS, "predictions": PREDICTIONS, "rejected": REJECTED}
+SHOWN = {"images": IMAGES, "proposals": PROPOSALS, "predictions": PREDICTIONS, "referents": REFERENTS}
+"""Tables whose rows are drawn."""
+
 COLUMNS, WIDTH = 4, 400
 NAMES, REASONS = 12, 5
 """Class names and reasons of rejection that are listed."""
@@ -53,7 +57,7 @@ def show(version: Version, count: int) -> Image.Image:
     """
     pictures = list(_pictures(version, count))
     if not pictures:
-        raise ValueError(f"{version.uri}: has no images, proposals or predictions to show")
+        raise ValueError(f"{version.uri}: has no images, proposals, predictions or referents to show")
     return contact_sheet(pictures, columns=COLUMNS, width=WIDTH)
 
 
@@ -84,13 +88,13 @@ def _rejected_lines(version: Version) -> Iterator[str]:
 
 
 def _pictures(version: Version, count: int) -> Iterator[tuple[str, Image.Image]]:
-    for table in ("images", "proposals", "predictions"):
+    for table in SHOWN:
         files = version.files(prefix=f"{table}/", suffix=".parquet")
         if files:
             break
     else:
         return
-    rows = TableRows(files, TABLES[table].names)
+    rows = TableRows(files, SHOWN[table].names)
     image_of = _read_image if table == "images" else _images_of(version)
     for number in range(min(count, len(rows))):
         row = rows[number]
@@ -120,8 +124,22 @@ def _images_of(version: Version) -> Callable[[dict[str, Any]], bytes]:
 def _draw(image: Any, row: dict[str, Any], version: Version, table: str) -> Image.Image:
     if table == "proposals":
         return draw_masks(image, decode_proposals(row).mask_logits >= 0)
+    if table == "referents":
+        return _draw_runs(image, [(item["counts"], item["expression"]) for item in row["referents"]])
+    # A table of an older release has no such column.
+    if row.get("referred"):
+        return _draw_runs(image, [(item["counts"], item["expressions"][0]) for item in row["referred"]])
     if row["panoptic"] is None:
         return Image.fromarray(image)
     assert version.manifest.vocabulary is not None
     vocabulary = Vocabulary.from_json(version.manifest.vocabulary)
     return draw_segments(image, decode_panoptic(row["panoptic"]), row["segments_info"], vocabulary)
+
+
+def _draw_runs(image: NDArray[np.uint8], named: Sequence[tuple[bytes, str]]) -> Image.Image:
+    """The image with masks as COCO's compressed run lengths, each under the first of its names."""
+    names = dict(reversed(named))
+    if not names:
+        return Image.fromarray(image)
+    height, width = image.shape[:2]
+    return draw_masks(image, decode_runs(list(names), height, width), list(names.values()))

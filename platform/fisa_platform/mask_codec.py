@@ -48,8 +48,7 @@ class _RunLengths:
         return [run["counts"] for run in run_lengths(logits >= 0)]
 
     def decode(self, data: Sequence[bytes], height: int, width: int) -> NDArray[np.float32]:
-        masks = coco_mask.decode([{"size": [height, width], "counts": counts} for counts in data])
-        return _binary_logits(np.ascontiguousarray(masks.transpose(2, 0, 1)))
+        return _binary_logits(decode_runs(data, height, width))
 
 
 class _Bits:
@@ -59,7 +58,7 @@ class _Bits:
     def decode(self, data: Sequence[bytes], height: int, width: int) -> NDArray[np.float32]:
         packed = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(len(data), -1)
         bits = np.unpackbits(packed, axis=1, count=height * width)
-        return _binary_logits(bits.reshape(len(data), height, width))
+        return _binary_logits(bits.reshape(len(data), height, width).view(np.bool_))
 
 
 class _Levels:
@@ -160,8 +159,14 @@ def run_length(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return run_lengths(mask[None])[0]
 
 
-def _binary_logits(masks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.where(masks.view(np.bool_), np.float32(LOGIT), np.float32(-LOGIT))
+def decode_runs(counts: Sequence[bytes], height: int, width: int) -> NDArray[np.bool_]:
+    """Masks [Q, height, width] of Q >= 1 of COCO's compressed run lengths."""
+    masks = coco_mask.decode([{"size": [height, width], "counts": runs} for runs in counts])
+    return np.ascontiguousarray(masks.transpose(2, 0, 1)).view(np.bool_)
+
+
+def _binary_logits(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.where(masks, np.float32(LOGIT), np.float32(-LOGIT))
 
 
 def _at_stride(logits: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

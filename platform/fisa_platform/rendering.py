@@ -69,8 +69,16 @@ def draw_segments(
     return picture
 
 
-def draw_masks(image: NDArray[np.uint8], masks: NDArray[np.bool_], min_side: int = 448) -> Image.Image:
-    """The image [H, W, 3] with masks [Q, h, w] of its frame, each in its own colour, small ones on top."""
+def draw_masks(
+    image: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    names: Sequence[str] = (),
+    min_side: int = 448,
+) -> Image.Image:
+    """The image [H, W, 3] with masks [Q, h, w] of its frame, each in its own colour, small ones on top.
+
+    Where there are names, there is one for each mask.
+    """
     ids = np.zeros(masks.shape[1:], dtype=np.int32)
     for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist():
         ids[masks[index]] = index + 1
@@ -78,7 +86,10 @@ def draw_masks(image: NDArray[np.uint8], masks: NDArray[np.bool_], min_side: int
     size = (image.shape[1] * factor, image.shape[0] * factor)
     pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
     enlarged = np.asarray(Image.fromarray(ids, mode="I").resize(size, Image.Resampling.NEAREST))
-    return _paint(pixels, enlarged, {index + 1: class_colour(index) for index in range(len(masks))})
+    colours = {index + 1: class_colour(index) for index in range(len(masks))}
+    picture = _paint(pixels, enlarged, colours)
+    _write_names(picture, enlarged, dict(enumerate(names, start=1)), colours)
+    return picture
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], *, columns: int, width: int) -> Image.Image:

@@ -24,6 +24,16 @@ SEGMENT = pa.struct(
 )
 """One ground-truth segment."""
 
+REFERRED = pa.struct(
+    [
+        # Sentences, each of which means this object and no other in the image.
+        pa.field("expressions", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+        # Its pixels as COCO's compressed run lengths, at the image's size.
+        pa.field("counts", pa.binary(), nullable=False),
+    ]
+)
+"""An object that people referred to; several in an image may overlap."""
+
 INDEX = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -37,6 +47,8 @@ INDEX = pa.schema(
         pa.field("width", pa.int32()),
         # Null without ground truth, and where it is in a label map.
         pa.field("segments_info", pa.list_(SEGMENT)),
+        # Null where the source has no referring expressions.
+        pa.field("referred", pa.list_(REFERRED)),
     ]
 )
 """What a source yields: where each image and its ground truth are. Not stored."""
@@ -56,6 +68,8 @@ IMAGES = pa.schema(
         pa.field("panoptic", pa.binary()),
         # One entry for each id in `panoptic`; null without ground truth.
         pa.field("segments_info", pa.list_(SEGMENT)),
+        # Null, or absent in a table of an older release, where the source has no referring expressions.
+        pa.field("referred", pa.list_(REFERRED)),
     ]
 )
 """Stage `shard`: images with their ground truth."""
@@ -154,6 +168,30 @@ INSTANCE = pa.struct(
     ]
 )
 """A thing that was found; the masks of several may overlap."""
+
+REFERENT = pa.struct(
+    [
+        pa.field("expression", pa.string(), nullable=False),
+        # The chosen proposal at the image's size, as COCO's compressed run lengths.
+        pa.field("counts", pa.binary(), nullable=False),
+        # Cosine of its embedding and the expression's, -1 to 1; NaN without proposals.
+        pa.field("similarity", pa.float32(), nullable=False),
+        # Pixels that it shares with the object that is meant, and of both together.
+        pa.field("intersection", pa.int64(), nullable=False),
+        pa.field("union", pa.int64(), nullable=False),
+        # The best intersection over union, 0 to 1, that any proposal has with that object.
+        pa.field("best_iou", pa.float32(), nullable=False),
+    ]
+)
+"""What the classifier takes an expression to mean."""
+
+REFERENTS = pa.schema(
+    [
+        *(IMAGES.field(name) for name in ("image_id", "file_name", "height", "width")),
+        pa.field("referents", pa.list_(REFERENT), nullable=False),
+    ]
+)
+"""Stage `evaluate_referring`: one entry for each expression about an image."""
 
 BY_RULES = pa.struct(
     [

@@ -38,6 +38,20 @@ def summarise_segments(files: Sequence[str], vocabulary: Vocabulary) -> str | No
     return f"{len(areas)} of {len(vocabulary)} classes, {void:.0%} void, most of all {most}"
 
 
+def summarise_referred(files: Sequence[str]) -> str:
+    """How many objects the sentences of an images table mean, and how many sentences there are."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        columns = [pc.list_flatten(table["referred"]) for table in pool.map(_referred, files)]
+    objects = sum(len(column) for column in columns)
+    expressions = sum(len(pc.list_flatten(pc.struct_field(column, "expressions"))) for column in columns)
+    return f"{objects} objects, meant by {expressions} expressions"
+
+
+def _referred(uri: str) -> pa.Table:
+    filesystem, path = storage.pyarrow_filesystem(uri)
+    return pq.read_table(path, filesystem=filesystem, columns=["referred"])
+
+
 def _count(uri: str) -> tuple[dict[int, int], int]:
     """Area of each category, and pixels of the images."""
     filesystem, path = storage.pyarrow_filesystem(uri)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fisa_model.config import AdapterUse, EnsembleConfig, FISAConfig, PanopticConfig
+from fisa_model.config import AdapterUse, EnsembleConfig, FISAConfig, PanopticConfig, baseline_of
 from fisa_model.device import default_device, default_dtype
 from fisa_model.fisa import FISA, build_fisa
 from fisa_model.mask_generators import MaskProposals
-from fisa_model.predictor import FISAPredictor, baseline_of, check_proposals
+from fisa_model.predictor import FISAPredictor, check_proposals
 from fisa_model.text_encoder import TextEncoder
 from fisa_model.training_facts import TrainingFacts
 from fisa_model.vocabulary import Category, Vocabulary

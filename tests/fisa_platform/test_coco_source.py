@@ -63,6 +63,7 @@ def test_an_index_row_says_where_everything_is(tmp_path):
                 {"id": 5, "category_id": 3, "area": 3, "iscrowd": False},
                 {"id": 9, "category_id": 7, "area": 3, "iscrowd": True},
             ],
+            "referred": None,
         }
     ]
 

@@ -87,7 +87,7 @@ def test_what_has_no_images_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as ended:
         main(["inspect", version.uri, "--show", "1"])
     assert ended.value.code == 1
-    assert "has no images, proposals or predictions to show" in capsys.readouterr().err
+    assert "has no images, proposals, predictions or referents to show" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "words"), [("none/x.png", "no such folder"), ("x.txt", "ends in .png")])

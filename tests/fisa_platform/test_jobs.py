@@ -19,6 +19,7 @@ NAMED_OTHERWISE = {
     "data_scaling.yaml",
     "iteration_scaling.yaml",
     "quickstart.yaml",
+    "refcoco.yaml",
     "toy_ablations.yaml",
 }
 

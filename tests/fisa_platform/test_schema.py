@@ -21,6 +21,7 @@ ROWS = {
             "image": BYTES,
             "panoptic": BYTES,
             "segments_info": [SEGMENT],
+            "referred": [{"expressions": ["left man", "man, in red"], "counts": BYTES}],
         },
         {
             "image_id": "photo",
@@ -31,6 +32,7 @@ ROWS = {
             "image": BYTES,
             "panoptic": None,
             "segments_info": None,
+            "referred": None,
         },
     ],
     "PROPOSALS": [
@@ -42,6 +44,24 @@ ROWS = {
             "masks": [{"height": 3, "width": 4, "data": BYTES, "score": 0.5, "area": 6}],
         },
         {"image_id": "empty", "height": 3, "width": 4, "encoding": "rle", "masks": []},
+    ],
+    "REFERENTS": [
+        {
+            "image_id": "139",
+            "file_name": "139.jpg",
+            "height": 3,
+            "width": 4,
+            "referents": [
+                {
+                    "expression": "left man",
+                    "counts": BYTES,
+                    "similarity": 0.25,
+                    "intersection": 3,
+                    "union": 2**33,
+                    "best_iou": 0.5,
+                }
+            ],
+        }
     ],
     "REJECTED": [{"image_id": "140", "file_name": "140.jpg", "reason": "cannot be decoded"}],
     "PREDICTIONS": [

@@ -1,23 +1,26 @@
 """COCO panoptic form, read: a folder of images, a folder of panoptic PNGs and one JSON."""
 
-import posixpath
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import ijson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
 from fisa_platform.schema import INDEX, REJECTED
+from fisa_platform.sources.coco_json import (
+    COCO_IMAGE,
+    COCOJSON,
+    IMAGE_KEYS,
+    missing_file,
+    names_in,
+    read_images,
+)
 from fisa_platform.sources.index import Index, RowBuffer, list_names
 
-_IMAGE = pa.schema([INDEX.field(name) for name in ("image_id", "file_name", "height", "width")])
 _TRUTH = pa.schema(
     [
         pa.field("image_id", pa.string()),
@@ -44,10 +47,10 @@ def read_coco_panoptic(images_uri: str, panoptic_uri: str, json_uri: str) -> Ind
         ValueError: the JSON is no JSON or has another form; a folder is empty.
     """
     with storage.local_copy(json_uri) as path:
-        document = _PanopticJSON(json_uri, path)
+        document = COCOJSON(json_uri, path, _FORM, _KEYS)
         vocabulary = Vocabulary.from_json(list(document.entries("categories")))
         truths = _read_truths(document, set(vocabulary.ids))
-        images = _read_images(document)
+        images = read_images(document)
     joined = _join(images, truths)
     problems = _find_problems(joined, images_uri, panoptic_uri)
     usable = pc.is_null(problems)
@@ -59,47 +62,19 @@ def read_coco_panoptic(images_uri: str, panoptic_uri: str, json_uri: str) -> Ind
     )
 
 
+_FORM = (
+    "COCO panoptic JSON",
+    "`images`, `categories`, and `annotations` whose entries have image_id, file_name and segments_info",
+)
 _KEYS = {
-    "images": ("id", "file_name", "height", "width"),
+    "images": IMAGE_KEYS,
     "annotations": ("image_id", "file_name", "segments_info"),
     "categories": ("id", "name", "isthing"),
 }
 """Sections of the JSON, and what their entries must have."""
 
 
-@dataclass(frozen=True, slots=True)
-class _PanopticJSON:
-    """The JSON, read from a disk entry by entry: COCO's would take a GB of memory as a whole."""
-
-    uri: str
-    path: Path
-
-    def entries(self, section: str) -> Iterator[dict[str, Any]]:
-        """Raises ValueError where the file is no JSON, has no such section, or an entry lacks something."""
-        position = -1
-        with self.path.open("rb") as file:
-            try:
-                for position, entry in enumerate(ijson.items(file, f"{section}.item", use_float=True)):
-                    lacking = [k for k in _KEYS[section] if not isinstance(entry, dict) or k not in entry]
-                    if lacking:
-                        raise self._refusal(f"{section}[{position}] has no {' and no '.join(lacking)}")
-                    yield entry
-            except (ijson.JSONError, UnicodeDecodeError, OverflowError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(
-                    f"{self.uri}: not valid JSON ({reason}); was the file cut or edited by hand?"
-                ) from error
-        if position < 0:
-            raise self._refusal(f"it has no `{section}`, or none in it")
-
-    def _refusal(self, problem: str) -> ValueError:
-        return ValueError(
-            f"{self.uri}: not COCO panoptic JSON: {problem}; expected `images`, `categories`, and "
-            "`annotations` whose entries have image_id, file_name and segments_info"
-        )
-
-
-def _read_truths(document: _PanopticJSON, category_ids: set[int]) -> pa.Table:
+def _read_truths(document: COCOJSON, category_ids: set[int]) -> pa.Table:
     rows = RowBuffer(_TRUTH)
     for annotation in document.entries("annotations"):
         row = {"image_id": str(annotation["image_id"]), "png_name": annotation["file_name"]}
@@ -112,20 +87,6 @@ def _read_truths(document: _PanopticJSON, category_ids: set[int]) -> pa.Table:
     return rows.table()
 
 
-def _read_images(document: _PanopticJSON) -> pa.Table:
-    rows = RowBuffer(_IMAGE)
-    for image in document.entries("images"):
-        row = {"image_id": str(image["id"]), "file_name": str(image["file_name"])}
-        sizes = {key: image[key] for key in ("height", "width")}
-        if any(type(size) is not int or not 0 < size < 2**31 for size in sizes.values()):
-            raise ValueError(
-                f"{document.uri}: image {row['image_id']} has height {sizes['height']!r} and width "
-                f"{sizes['width']!r}; they must be pixels"
-            )
-        rows.append({**row, **sizes})
-    return rows.table()
-
-
 def _join(images: pa.Table, truths: pa.Table) -> pa.Table:
     """Images with the first annotation of each, nulls where there is none, and how many there are."""
     ids = truths["image_id"].to_pylist()
@@ -133,7 +94,8 @@ def _join(images: pa.Table, truths: pa.Table) -> pa.Table:
     counts = Counter(ids)
     names = images["image_id"].to_pylist()
     found = truths.drop_columns("image_id").take(pa.array([first.get(name) for name in names], pa.int64()))
-    joined = pa.Table.from_arrays([*images.columns, *found.columns], names=[*_IMAGE.names, *_TRUTH.names[1:]])
+    columns = [*COCO_IMAGE.names, *_TRUTH.names[1:]]
+    joined = pa.Table.from_arrays([*images.columns, *found.columns], names=columns)
     return joined.append_column("annotations", pa.array([counts[name] for name in names]))
 
 
@@ -141,7 +103,7 @@ def _find_problems(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.A
     """Why each image cannot be used; null where it can."""
     for folder_uri in (images_uri, panoptic_uri):
         list_names(folder_uri)  # refuses a folder that is not there; a file's own subfolder may be absent
-    listing = cache(_names_in)
+    listing = cache(names_in)
     seen: set[str] = set()
     problems: list[str | None] = []
     for row in joined.drop_columns("segments_info").to_pylist():
@@ -154,20 +116,13 @@ def _find_problems(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.A
         problem = (
             problem
             or row["problem"]
-            or _missing_file("image", images_uri, row["file_name"], listing)
-            or _missing_file("panoptic PNG", panoptic_uri, row["png_name"], listing)
+            or missing_file("image", images_uri, row["file_name"], listing)
+            or missing_file("panoptic PNG", panoptic_uri, row["png_name"], listing)
         )
         problems.append(problem)
         if problem is None:
             seen.add(image_id)
     return pa.array(problems, pa.string())
-
-
-def _names_in(folder_uri: str) -> frozenset[str]:
-    try:
-        return frozenset(list_names(folder_uri))
-    except ValueError:
-        return frozenset()
 
 
 def _with_uris(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.Table:
@@ -177,6 +132,9 @@ def _with_uris(joined: pa.Table, images_uri: str, panoptic_uri: str) -> pa.Table
     ):
         uris = [storage.join(folder_uri, file_name) for file_name in joined[name].to_pylist()]
         joined = joined.append_column(column, pa.array(uris, pa.string()))
+    joined = joined.append_column(
+        INDEX.field("referred"), pa.nulls(len(joined), INDEX.field("referred").type)
+    )
     return joined.select(INDEX.names).cast(INDEX)
 
 
@@ -201,17 +159,6 @@ def _annotation_problem(segments: Any, category_ids: set[int]) -> str | None:
             )
         seen.add(segment["id"])
     return None
-
-
-def _missing_file(
-    kind: str, folder_uri: str, file_name: str, listing: Callable[[str], Collection[str]]
-) -> str | None:
-    """A reason where `file_name`, which may name a folder too, is not there; one listing serves a folder."""
-    if storage.leads_out(file_name):
-        return f"{kind} {file_name!r} leads out of its folder, {folder_uri}"
-    subfolder, name = posixpath.split(file_name)
-    parent = storage.join(folder_uri, subfolder) if subfolder else folder_uri
-    return None if name in listing(parent) else f"{kind} {storage.join(folder_uri, file_name)} does not exist"
 
 
 def _segment_info(segment: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from fisa_platform.job import Stage, StageContext, StageResult
 from fisa_platform.stages import (
     evaluate,
+    evaluate_referring,
     experiment,
     label,
     pipeline,
@@ -21,6 +22,7 @@ STAGES = {
     "propose": Stage(propose.ProposeConfig, propose.run),
     "train": Stage(train.TrainConfig, train.run),
     "evaluate": Stage(evaluate.EvaluateConfig, evaluate.run),
+    "evaluate_referring": Stage(evaluate_referring.EvaluateReferringConfig, evaluate_referring.run),
     "label": Stage(label.LabelConfig, label.run),
     "serve": Stage(serve.ServeConfig, serve.run, versioned=False),
     "report": Stage(report.ReportConfig, report.run, uses_ray=False),

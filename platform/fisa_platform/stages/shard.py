@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from fisa_platform.compute import Compute
 from fisa_platform.job import StageContext, StageResult
-from fisa_platform.stages.shard_sources import CocoPanoptic, ImageFolder, SemanticMaps, Source, ToyWorld
+from fisa_platform.stages.shard_sources import (
+    CocoPanoptic,
+    ImageFolder,
+    RefCOCO,
+    SemanticMaps,
+    Source,
+    ToyWorld,
+)
 from fisa_platform.storage import check_apart
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fisa_model.vocabulary import Vocabulary
     from fisa_platform.sources.semantic import LabelValues
 
 READERS = 8
@@ -23,7 +31,7 @@ READERS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardConfig:
-    """Exactly one of `coco`, `semantic`, `folder` and `toyworld` says where the images come from."""
+    """Exactly one of the sources `coco`, `semantic`, `refcoco`, `folder` and `toyworld` must be given."""
 
     output_uri: str
     """Where the table of images goes."""
@@ -33,6 +41,9 @@ class ShardConfig:
 
     semantic: SemanticMaps | None = None
     """Images with semantic ground truth."""
+
+    refcoco: RefCOCO | None = None
+    """Images with objects that sentences refer to."""
 
     folder: ImageFolder | None = None
     """Images without ground truth."""
@@ -47,12 +58,11 @@ class ShardConfig:
     """The job fails when more than this part of the images cannot be used."""
 
     def __post_init__(self) -> None:
-        sources = ("coco", "semantic", "folder", "toyworld")
+        sources = ("coco", "semantic", "refcoco", "folder", "toyworld")
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                "exactly one of coco, semantic, folder and toyworld must be given, "
-                f"got {' and '.join(given) or 'none'}"
+                f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}"
             )
         for folder_uri in self.source.folders():
             check_apart(self.output_uri, folder_uri)
@@ -64,7 +74,7 @@ class ShardConfig:
     @property
     def source(self) -> Source:
         """The one that is given."""
-        source = self.coco or self.semantic or self.folder or self.toyworld
+        source = self.coco or self.semantic or self.refcoco or self.folder or self.toyworld
         assert source is not None
         return source
 
@@ -77,7 +87,6 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     import ray.data
 
     from fisa_platform.resume import check_once, earlier_work, without
-    from fisa_platform.segment_summary import summarise_segments
     from fisa_platform.tables import Written, collect
 
     index = config.source.read()
@@ -103,14 +112,7 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
     files = [part["uri"] for part in done if part["table"] == "images"]
     written = Written.of([*done, *write_rejected(index.rejected, context.output.uri)], "images")
     written.check(config.max_rejected_fraction)
-    truth = None
-    if index.vocabulary is not None:
-        truth = summarise_segments(files, index.vocabulary)
-        if truth is None:
-            raise ValueError(
-                "no image has a segment, all is void; check the ground truth, and of label maps the classes, "
-                "`values` and `offset`"
-            )
+    truth = _summarise_truth(config, files, index.vocabulary)
     return StageResult(
         rows=written.rows,
         vocabulary=index.vocabulary.to_json() if index.vocabulary else None,
@@ -118,6 +120,23 @@ def run(config: ShardConfig, compute: Compute, context: StageContext) -> StageRe
         files=written.files,
         message=f"{written.summary}; {truth}" if truth else written.summary,
     )
+
+
+def _summarise_truth(config: ShardConfig, files: list[str], vocabulary: Vocabulary | None) -> str | None:
+    """The ground truth of the files that were written; None where the source has none."""
+    from fisa_platform.segment_summary import summarise_referred, summarise_segments
+
+    if config.refcoco is not None:
+        return summarise_referred(files)
+    if vocabulary is None:
+        return None
+    truth = summarise_segments(files, vocabulary)
+    if truth is None:
+        raise ValueError(
+            "no image has a segment, all is void; check the ground truth, and of label maps the classes, "
+            "`values` and `offset`"
+        )
+    return truth
 
 
 def write_rejected(rejected: pa.Table, output_uri: str) -> list[dict[str, Any]]:

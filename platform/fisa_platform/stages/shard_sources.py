@@ -165,6 +165,31 @@ class SemanticMaps:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RefCOCO:
+    """A split of RefCOCO, RefCOCO+ or RefCOCOg: objects, and sentences that people refer to them by."""
+
+    images_uri: str
+    """Folder or zip of COCO's train2014 images."""
+
+    refs_uri: str
+    """`refs(unc).p` or `refs(umd).p`, or the same list as JSON."""
+
+    instances_uri: str
+    """The `instances.json` beside it."""
+
+    split: str = "val"
+    """A split that the references name: RefCOCO and RefCOCO+ have train, val, testA and testB."""
+
+    def folders(self) -> list[str]:
+        return [self.images_uri]
+
+    def read(self) -> Index:
+        from fisa_platform.sources.refcoco import read_refcoco
+
+        return read_refcoco(self.images_uri, self.refs_uri, self.instances_uri, self.split)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFolder:
     """Images without ground truth."""
 
