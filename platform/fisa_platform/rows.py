@@ -119,6 +119,19 @@ class ProposalRows:
         return decode_proposals(self.rows[self.positions[image_id]])
 
 
+class TruthRows:
+    """The ground truth of an image by its id: `panoptic` and `segments_info` of an images table."""
+
+    def __init__(self, images_uri: str) -> None:
+        files = open_version(images_uri).files(prefix="images/", suffix=".parquet")
+        self.rows = TableRows(files, ["panoptic", "segments_info"])
+        self.positions = self.rows.positions()
+
+    def __getitem__(self, image_id: str) -> dict[str, Any]:
+        row: dict[str, Any] = self.rows[self.positions[image_id]]
+        return row
+
+
 def find_rows(files: Sequence[str]) -> pa.Table:
     """PLACES of all rows of these files, in their order. Reads the ids, some tens of bytes a row."""
     if not files:

@@ -197,19 +197,17 @@ BY_RULES = pa.struct(
     [
         pa.field("panoptic", pa.binary(), nullable=False),
         pa.field("segments_info", pa.list_(PREDICTED_SEGMENT), nullable=False),
-        pa.field("semantic", pa.binary(), nullable=False),
-        pa.field("instances", pa.list_(INSTANCE)),
-    ]
-)
-"""What one set of rules makes of an image's class scores, as in EVALUATED."""
-
-EVALUATED = pa.schema(
-    [
-        *PREDICTIONS,
         # Class indices, coded as in a panoptic PNG; the number of classes where there was no proposal.
         pa.field("semantic", pa.binary(), nullable=False),
         # Null where not asked.
         pa.field("instances", pa.list_(INSTANCE)),
+    ]
+)
+"""What one set of rules makes of an image's class scores."""
+
+BY_TRUTH = pa.struct(
+    [
+        *BY_RULES,
         # The same by each of the config's further rules, in their order.
         pa.field("by_other_rules", pa.list_(BY_RULES), nullable=False),
         pa.field("true_panoptic", pa.binary(), nullable=False),
@@ -217,6 +215,16 @@ EVALUATED = pa.schema(
         # Class indices of the ground-truth masks, and what the classifier calls them; null where not asked.
         pa.field("mask_classes", pa.list_(pa.int32())),
         pa.field("mask_names", pa.list_(pa.int32())),
+    ]
+)
+"""What is made of an image's masks over the vocabulary of a ground truth, and that truth."""
+
+EVALUATED = pa.schema(
+    [
+        *(PREDICTIONS.field(name) for name in ("image_id", "file_name", "height", "width")),
+        *BY_TRUTH,
+        # The same by each of the config's further ground truths, in their order.
+        pa.field("by_other_truth", pa.list_(BY_TRUTH), nullable=False),
     ]
 )
 """A prediction on its way to being scored. Not stored."""

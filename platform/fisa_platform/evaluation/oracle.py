@@ -10,11 +10,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from fisa_model.mask_generators import MaskProposals
+from fisa_model.prediction import Prediction
 from fisa_model.vocabulary import Vocabulary
+from fisa_platform.panoptic_png import decode_panoptic
 
 _FLOOR = 0.9
+
+
+def oracle_prediction(proposals: MaskProposals, row: Mapping[str, Any], vocabulary: Vocabulary) -> Prediction:
+    """What the oracle says of an image's proposals; the image is a row of the images table."""
+    ids = decode_panoptic(row["panoptic"])
+    probs = oracle_class_probs(proposals.mask_logits >= 0, ids, row["segments_info"], vocabulary)
+    logits = torch.from_numpy(proposals.mask_logits)
+    return Prediction(
+        torch.from_numpy(probs), logits, torch.ones(len(proposals)), (ids.shape[0], ids.shape[1])
+    )
 
 
 def oracle_class_probs(

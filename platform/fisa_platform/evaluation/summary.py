@@ -85,8 +85,18 @@ class Metrics:
         ]
 
 
+def score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Lines of text: a subset each, with METRICS in columns."""
+    columns = [name for name in METRICS if any(name in values for values in scores.values())]
+    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in columns)]
+    for subset, values in scores.items():
+        cells = "".join(f"{values[name]:9.1f}" if name in values else f"{'-':>9}" for name in columns)
+        lines.append(f"{subset:8}{cells}")
+    return "\n".join(lines)
+
+
 def score_image(row: dict[str, Any], vocabulary: Vocabulary, metrics: Sequence[Metrics]) -> None:
-    """Count one image, given as a row of EVALUATED, once for each set of rules."""
+    """Count one image, given as values of EVALUATED, by one ground truth and once for each set of rules."""
     truth = decode_panoptic(row["true_panoptic"])
     true_labels = class_labels(truth, row["true_segments_info"], vocabulary)
     asked = row["instances"] is not None
