@@ -167,7 +167,8 @@ def what_data_depends_on(value: Any) -> Any:
     """A config as plain JSON values, without what changes no data or is known otherwise.
 
     Digests of the inputs stand for locations and local models. A tolerance is left out, so that a job that
-    lost too many images goes on with what it did once `max_rejected_fraction` is raised. A field at its
+    lost too many images goes on with what it did once `max_rejected_fraction` is raised; so is `tracking`,
+    which only watches. A field at its
     default is left out, so that one that a later release adds makes nothing anew (`Stage.revision` is for
     other changes).
     """
@@ -176,6 +177,7 @@ def what_data_depends_on(value: Any) -> Any:
             member.name: what_data_depends_on(getattr(value, member.name))
             for member in dataclasses.fields(value)
             if not member.name.endswith(("_uri", "_uris", "max_rejected_fraction"))
+            and member.name != "tracking"
             and not _local_model(member.name, getattr(value, member.name))
             and getattr(value, member.name) != _default_of(member)
         }

@@ -15,6 +15,7 @@ from fisa_model.mask_generators import Precision
 from fisa_platform.classifier import WEIGHTS_NAME
 from fisa_platform.compute import Compute, is_embedded
 from fisa_platform.job import StageContext, StageResult
+from fisa_platform.tracking import TrackingConfig, check_installed
 from fisa_platform.training.batches import BatchConfig
 from fisa_platform.training.optim import OptimizerConfig, ScheduleConfig
 
@@ -84,6 +85,9 @@ class TrainConfig:
     checkpoint_interval: int = 500
     """Steps between two checkpoints, from which a run that was stopped goes on; 0 writes none."""
 
+    tracking: TrackingConfig | None = None
+    """Trackers that show the run while it trains; none writes `metrics.jsonl` alone."""
+
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
@@ -117,6 +121,8 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
     from fisa_platform.stages.train_worker import train_worker
 
     check_workers(compute, config.batches)
+    if config.tracking is not None:
+        check_installed(config.tracking)
     images = open_version(config.images_uri)
     if images.manifest.vocabulary is None:
         raise ValueError(f"{config.images_uri}: has no ground truth; train on a table that has")
@@ -131,7 +137,11 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
     workers = compute.workers
     trainer = trainer_class()(
         cast(Any, train_worker),  # Ray's signature lacks the value that a worker may return
-        train_loop_config={"config": config, "output_uri": context.output.uri},
+        train_loop_config={
+            "config": config,
+            "output_uri": context.output.uri,
+            "version_uri": context.output.version_uri,
+        },
         scaling_config=ScalingConfig(
             # A range is elastic; Ray's own signature lacks it.
             num_workers=workers.max if workers.min in (0, workers.max) else (workers.min, workers.max),  # type: ignore[arg-type]

@@ -20,8 +20,10 @@ from fisa_model.vocabulary import Vocabulary
 from fisa_model.weights import save_fisa
 from fisa_platform import storage
 from fisa_platform.classifier import WEIGHTS_NAME
+from fisa_platform.job import to_json
 from fisa_platform.manifest import open_version
 from fisa_platform.stages.train import GENERATOR_NAME, METRICS_NAME, TrainConfig
+from fisa_platform.tracking import track
 from fisa_platform.training.batches import TrainingExamples
 from fisa_platform.training.checkpoint import load_checkpoint, save_checkpoint
 from fisa_platform.training.loop import TrainingState, log_progress, train
@@ -67,21 +69,29 @@ def _train(arguments: dict[str, Any]) -> None:
     if accelerator.is_main_process:
         _log_images(examples)
     log = log_progress(config.iterations)
-
-    def report(row: dict[str, float]) -> None:
-        history.append(row)
-        if accelerator.is_main_process:
-            log(row)
-        ray.train.report(row)
-
-    train(
-        state,
-        build_batches(config, examples, state.step, accelerator),
-        loop_config(config),
-        accelerator=accelerator,
-        report=report,
-        save=lambda: _save(state, history, is_main=accelerator.is_main_process),
+    tracked = track(
+        config.tracking if accelerator.is_main_process else None,
+        version_uri=arguments["version_uri"],
+        facts={**to_json(config), "workers": world, "classes": len(vocabulary)},
+        first_step=state.step,
     )
+    with tracked as show:
+
+        def report(row: dict[str, float]) -> None:
+            history.append(row)
+            if accelerator.is_main_process:
+                log(row)
+                show(row)
+            ray.train.report(row)
+
+        train(
+            state,
+            build_batches(config, examples, state.step, accelerator),
+            loop_config(config),
+            accelerator=accelerator,
+            report=report,
+            save=lambda: _save(state, history, is_main=accelerator.is_main_process),
+        )
     if accelerator.is_main_process:
         _write_outputs(arguments["output_uri"], config, state.objective, facts, history)
 

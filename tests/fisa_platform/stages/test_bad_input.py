@@ -26,7 +26,8 @@ from fisa_platform.rows import TableRows
 from fisa_platform.schema import IMAGES, PROPOSALS, REJECTED
 from fisa_platform.serving.segmenter import load_segmenter
 from fisa_platform.sources.index import read_image_folder
-from fisa_platform.stages.evaluate import EvaluateConfig, Evaluator
+from fisa_platform.stages.evaluate import EvaluateConfig
+from fisa_platform.stages.evaluate_worker import Evaluator
 from fisa_platform.stages.label import LabelConfig, Labeller
 from fisa_platform.stages.propose import ProposeConfig, Proposer, decode_images
 from fisa_platform.stages.shard import load_images
@@ -249,7 +250,7 @@ def test_an_image_without_a_row_of_proposals_is_rejected_and_one_without_a_mask_
     config = EvaluateConfig(
         images_uri="unused", proposals_uri=version.uri, output_uri="unused", classifier=TOY_CLASSIFIER
     )
-    evaluator = Evaluator(config, Vocabulary.from_names(["left", "right"]))
+    evaluator = Evaluator(config, [Vocabulary.from_names(["left", "right"])])
     truth = {
         "image": photo(),
         "panoptic": encode_panoptic(IDS),
@@ -285,7 +286,7 @@ def test_further_rules_see_the_same_class_scores_with_and_without_objectness(tmp
         panoptic=unsure,
         other_rules={"sure": sure, "same": unsure},
     )
-    evaluator = Evaluator(config, Vocabulary.from_names(["left", "right"]))
+    evaluator = Evaluator(config, [Vocabulary.from_names(["left", "right"])])
     truth = {"image": photo(), "panoptic": encode_panoptic(IDS), "segments_info": []}
     (row,) = evaluator(pa.Table.from_pylist([{"image_id": "a", "file_name": "a.jpg", **truth}])).to_pylist()
     found = [len(result["segments_info"]) for result in [row, *row["by_other_rules"]]]

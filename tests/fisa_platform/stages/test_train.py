@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from event_files import read_curves
 from safetensors.torch import load_file
 
 from fisa_model.objective import FISAObjective
 from fisa_model.predictor import FISAPredictor
 from fisa_platform import manifest
 from fisa_platform.compute import Compute, Workers
-from fisa_platform.job import Job
+from fisa_platform.job import Job, what_data_depends_on
 from fisa_platform.manifest import Version
 from fisa_platform.schema import IMAGES, PROPOSALS
 from fisa_platform.sources import toyworld
@@ -138,7 +139,7 @@ def test_ranks_divide_mask_losses_by_the_same_number(tables: dict[str, str]) -> 
 @pytest.fixture(scope="module")
 def trained(run: Run, tables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Version:
     output_uri = str(tmp_path_factory.mktemp("trained") / "weights")
-    return run("train", **tables, **SETTINGS, output_uri=output_uri)
+    return run("train", **tables, **SETTINGS, tracking={"trackers": ["tensorboard"]}, output_uri=output_uri)
 
 
 def test_the_stage_writes_weights_that_the_predictor_loads(trained: Version) -> None:
@@ -160,6 +161,15 @@ def test_the_stage_reports_its_loss(trained: Version) -> None:
     assert 0 < rows[0]["loss_class"] < 20
     assert rows[0]["emptied_segments"] >= 0
     assert trained.manifest.extra["final"] == rows[-1]
+    curves = read_curves(Path(trained.uri))
+    assert set(curves) == {f"train/{name}" for name in rows[0] if name != "step"}
+    assert curves["train/loss"] == [(6, pytest.approx(rows[0]["loss"]))]
+
+
+def test_trackers_make_nothing_anew(tables: dict[str, str]) -> None:
+    tracking = {"trackers": ["wandb", "tensorboard"], "project": "seve"}
+    untracked, tracked = make_job(tables).config, make_job(tables, tracking=tracking).config
+    assert what_data_depends_on(tracked) == what_data_depends_on(untracked)
 
 
 def test_a_generator_learns_with_the_classifier_and_proposes_afterwards(
