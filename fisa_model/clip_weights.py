@@ -6,6 +6,7 @@ import logging
 import pickle
 import re
 import textwrap
+import threading
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,9 +132,13 @@ def read_architecture(config: CLIPConfig) -> Any:
     """An open_clip model on the meta device: its shapes, without weights."""
     name = _open_clip_name(config)
     _check_source(name, config.weights)
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # open_clip warns of missing weights, which nobody wants here
+    thread, root = threading.get_ident(), logging.getLogger()
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        """open_clip warns of missing weights, which nobody wants here; other threads may load some."""
+        return record.thread != thread or record.levelno >= logging.ERROR
+
+    root.addFilter(is_wanted)
     try:
         model = open_clip.create_model(name, load_weights=False, device="meta")
     except _UNREADABLE as error:
@@ -142,7 +147,7 @@ def read_architecture(config: CLIPConfig) -> Any:
             "check its open_clip_config.json"
         ) from error
     finally:
-        root.setLevel(level)
+        root.removeFilter(is_wanted)
     return model.requires_grad_(requires_grad=False)
 
 

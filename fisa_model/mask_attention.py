@@ -1,6 +1,6 @@
 """From mask proposals to attention: the Distribution Adapter, and equation 5."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,9 @@ class DistributionAdapter(nn.Module):
         assert isinstance(last, nn.Conv2d) and last.bias is not None
         for convolution in hidden:
             masks = F.relu_(convolution(masks))
-        # On a CPU a convolution to one channel takes three times as long as each channel's own and their sum.
+        if masks.device.type != "cpu":
+            return cast(Tensor, last(masks))
+        # There a convolution to one channel takes three times as long as each channel's own and their sum.
         weight = last.weight.transpose(0, 1)
         return F.conv2d(masks, weight, padding=1, groups=len(weight)).sum(dim=1, keepdim=True) + last.bias
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,8 +117,17 @@ class Compute:
 _HIDES_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 
 
+_connecting = threading.Lock()
+"""Jobs that run at the same time connect once."""
+
+
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray inside this process; once."""
+    with _connecting:
+        _connect()
+
+
+def _connect() -> None:
     # Colour codes before every worker's line are noise in a log file.
     os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
     # Under `uv run` Ray would install this project anew for every worker; they share our environment.

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,17 +46,61 @@ class Plan:
     """What would stop the job."""
 
 
-def run_jobs(jobs: Mapping[str, Job], progress: Callable[[str], None]) -> list[Outcome]:
-    """Run jobs in order; a later job reads exactly the versions that earlier ones made."""
-    outcomes: list[Outcome] = []
+def run_jobs(jobs: Mapping[str, Job], progress: Callable[[str], None], *, at_once: int = 1) -> list[Outcome]:
+    """Run jobs in order; a later job reads exactly the versions that earlier ones made.
+
+    Of jobs that wait for no other up to `at_once` run at the same time. When one fails, no other is begun,
+    and its error is raised once those that run are done.
+    """
+    outcomes: dict[str, Outcome] = {}
     made: dict[str, Version] = {}
-    for number, (name, job) in enumerate(jobs.items(), start=1):
-        label = f"[{number}/{len(jobs)}] {name}: "
-        outcome = run_job(name, job, partial(_labelled, progress, label), made)
-        outcomes.append(outcome)
+
+    def run(name: str) -> None:
+        label = f"[{list(jobs).index(name) + 1}/{len(jobs)}] {name}: "
+        job = jobs[name]
+        outcomes[name] = outcome = run_job(name, job, partial(_labelled, progress, label), dict(made))
         if outcome.version is not None and job.output_uri is not None:
             made[job.output_uri] = outcome.version
-    return outcomes
+
+    if at_once == 1:
+        for name in jobs:
+            run(name)
+    else:
+        _run_at_once(_sources(jobs), run, at_once)
+    return [outcomes[name] for name in jobs]
+
+
+def _sources(jobs: Mapping[str, Job]) -> dict[str, set[str]]:
+    """For each job the earlier ones that write what it reads, or write where it writes."""
+    writers: dict[str, str] = {}
+    sources: dict[str, set[str]] = {}
+    for name, job in jobs.items():
+        touched = {*job.input_uris().values(), *([job.output_uri] if job.output_uri else [])}
+        sources[name] = {
+            writer
+            for written, writer in writers.items()
+            for uri in touched
+            if f"{uri}/".startswith(f"{written.rstrip('/')}/")
+        }
+        if job.output_uri is not None:
+            writers[job.output_uri] = name
+    return sources
+
+
+def _run_at_once(sources: Mapping[str, set[str]], run: Callable[[str], None], at_once: int) -> None:
+    """Call `run` with every name, in their order, once all that a name waits for are done."""
+    waiting, done = list(sources), set[str]()
+    running: dict[Future[None], str] = {}
+    with ThreadPoolExecutor(at_once, thread_name_prefix="job") as pool:
+        while waiting or running:
+            ready = [name for name in waiting if sources[name] <= done]
+            for name in ready[: at_once - len(running)]:
+                waiting.remove(name)
+                running[pool.submit(run, name)] = name
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                done.add(running.pop(future))
+                future.result()
 
 
 def run_job(

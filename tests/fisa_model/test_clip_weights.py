@@ -2,18 +2,21 @@
 
 import gzip
 import json
+import logging
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fisa_model.clip_weights import TOY_CLIP_PATH, digest_of, load_clip
+from fisa_model.clip_weights import TOY_CLIP_PATH, digest_of, load_clip, read_architecture
 from fisa_model.config import CLIPConfig
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -131,3 +134,16 @@ def test_a_foreign_pickle_is_refused_without_bad_advice(tmp_path: Path) -> None:
     ) as refused:
         load_clip(CLIPConfig(model="ViT-S-32", weights=str(tmp_path / "foreign.pt")))
     assert "weights_only" not in str(refused.value)
+
+
+def test_building_without_weights_warns_of_none_in_any_thread(caplog: pytest.LogCaptureFixture) -> None:
+    """Jobs that run at the same time look at their models at the same time."""
+    root = logging.getLogger()
+    level, filters = root.level, list(root.filters)
+    config = CLIPConfig(model="ViT-B-32")
+    with caplog.at_level(logging.WARNING), ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: read_architecture(config), range(8)))
+        assert caplog.records == []
+        open_clip.create_model("ViT-B-32", load_weights=False, device="meta")
+        assert ["No pretrained weights" in record.message for record in caplog.records] == [True]
+    assert (root.level, root.filters) == (level, filters)

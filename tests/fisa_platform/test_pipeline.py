@@ -1,3 +1,7 @@
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +58,82 @@ def test_steps_run_in_order_and_feed_each_other(tmp_path: Path) -> None:
     assert lines[0].startswith("[1/3] first: started (version ")
     assert "[3/3] last: adding" in lines
     assert lines[-1].startswith("[3/3] last: finished in ")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeetConfig:
+    output_uri: str
+
+
+def meeting(parties: int, folder: Path, *names: str, timeout: float = 20) -> dict[str, Job]:
+    """Jobs that end only when so many of them run at the same time."""
+    barrier = threading.Barrier(parties, timeout=timeout)
+
+    def run_meet(config: MeetConfig, compute: Compute, context: StageContext) -> StageResult:
+        barrier.wait()
+        storage.write_json(storage.join(context.output.uri, "sum.json"), 1)
+        return StageResult(rows=1)
+
+    stage = Stage(MeetConfig, run_meet, uses_ray=False)
+    return {
+        name: Job(
+            stage_name="meet",
+            stage=stage,
+            config=MeetConfig(output_uri=str(folder / name)),
+            compute=Compute(),
+        )
+        for name in names
+    }
+
+
+def test_jobs_that_do_not_wait_for_each_other_run_at_once(tmp_path: Path) -> None:
+    jobs = meeting(2, tmp_path, "one", "two", "three", "four")
+    outcomes = run_jobs(jobs, lambda _: None, at_once=2)
+    assert [outcome.name for outcome in outcomes] == ["one", "two", "three", "four"]
+    with pytest.raises(threading.BrokenBarrierError):
+        run_jobs(meeting(3, tmp_path / "3", "one", "two", "three", timeout=1), lambda _: None, at_once=2)
+
+
+def test_a_job_waits_for_what_it_reads(tmp_path: Path) -> None:
+    """`last` may only begin when the two that meet are done, and reads what they wrote."""
+    meet = meeting(2, tmp_path, "first", "second")
+    last = add(str(tmp_path / "sum"), 100, str(tmp_path / "first"), str(tmp_path / "second"))
+    after = add(str(tmp_path / "sum"), 1000, str(tmp_path / "first"))  # writes to the same place
+    lines: list[str] = []
+    outcomes = run_jobs({**meet, "last": last, "after": after}, lines.append, at_once=4)
+    sums = [o.version.manifest.extra["sum"] for o in outcomes if o.version and o.name in ("last", "after")]
+    assert sums == [102, 1001]
+    begun = [line for line in lines if "started" in line]
+    assert [line.split()[1] for line in begun[2:]] == ["last:", "after:"]
+    assert lines.index(begun[3]) > max(n for n, line in enumerate(lines) if "last: finished" in line)
+
+
+def test_after_a_failure_nothing_is_begun_and_what_runs_is_finished(tmp_path: Path) -> None:
+    meet = meeting(2, tmp_path, "one")
+    barrier = threading.Barrier(2, timeout=20)
+
+    def run_slowly(config: MeetConfig, compute: Compute, context: StageContext) -> StageResult:
+        barrier.wait()
+        time.sleep(0.5)  # is still at it when the other fails
+        storage.write_json(storage.join(context.output.uri, "sum.json"), 1)
+        return StageResult(rows=1)
+
+    def run_badly(config: MeetConfig, compute: Compute, context: StageContext) -> StageResult:
+        barrier.wait()
+        raise ValueError("no")
+
+    def job(name: str, run: Callable[[MeetConfig, Compute, StageContext], StageResult]) -> Job:
+        stage = Stage(MeetConfig, run, uses_ray=False)
+        return dataclasses.replace(
+            meet["one"], stage=stage, config=MeetConfig(output_uri=str(tmp_path / name))
+        )
+
+    jobs = {"bad": job("bad", run_badly), "slow": job("slow", run_slowly), "late": job("late", run_slowly)}
+    with pytest.raises(ValueError, match="no") as raised:
+        run_jobs(jobs, lambda _: None, at_once=2)
+    assert raised.value.__notes__ == ["in 'bad'"]
+    assert manifest.find_version(str(tmp_path / "slow")) is not None
+    assert not (tmp_path / "late").exists()
 
 
 def test_a_second_run_does_nothing(tmp_path: Path) -> None:

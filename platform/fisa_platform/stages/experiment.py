@@ -100,6 +100,9 @@ class ExperimentConfig:
     seeds: list[int]
     """Seeds of training; every arm runs once with each."""
 
+    at_once: int = 1
+    """Jobs that run at the same time, as long as none reads what another writes; the cluster needs room."""
+
     axis: AxisConfig | None = None
     """What is varied in steps, for a scaling study; every arm and seed then runs once with each value."""
 
@@ -109,6 +112,8 @@ class ExperimentConfig:
             raise ValueError(f"cell must have one step 'train' and one 'evaluate' stage, got {stages}")
         if not self.arms or not self.seeds:
             raise ValueError("arms and seeds must each name at least one; seeds: [42] is one run of each arm")
+        if self.at_once < 1:
+            raise ValueError(f"at_once must be at least 1, got {self.at_once}")
         for name, values in (("arms", [slug(arm) for arm in self.arms]), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must all differ, got {values}; rename or remove one")
@@ -178,7 +183,8 @@ class ExperimentConfig:
 
 def run(config: ExperimentConfig, compute: Compute, context: StageContext) -> StageResult:
     """Run every job that is not up to date, then write the table of scores, and curves, beside the cells."""
-    outcomes = {outcome.name: outcome for outcome in runner.run_jobs(config.jobs, context.progress)}
+    found = runner.run_jobs(config.jobs, context.progress, at_once=config.at_once)
+    outcomes = {outcome.name: outcome for outcome in found}
     return StageResult(message=write_results(config, scores_by_row(config, outcomes)))
 
 

@@ -18,11 +18,16 @@ class PipelineConfig:
     steps: dict[str, Job]
     """Name of each step, and its stage, config and compute."""
 
+    at_once: int = 1
+    """Steps that run at the same time, as long as none reads what another writes; the cluster needs room."""
+
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError(
                 "steps must name at least one step, got none; add one as 'name: {stage: ..., config: ...}'"
             )
+        if self.at_once < 1:
+            raise ValueError(f"at_once must be at least 1, got {self.at_once}")
         writers: dict[str, str] = {}
         readers: dict[str, str] = {}
         for name, job in self.steps.items():
@@ -50,7 +55,7 @@ class PipelineConfig:
 
 def run(config: PipelineConfig, compute: Compute, context: StageContext) -> StageResult:
     """Run every step that is not up to date, then say what took how long and where it is."""
-    outcomes = runner.run_jobs(config.steps, context.progress)
+    outcomes = runner.run_jobs(config.steps, context.progress, at_once=config.at_once)
     messages = [_titled(outcome.name, outcome.message) for outcome in outcomes if outcome.message]
     return StageResult(message="\n\n".join([*messages, summary(outcomes)]))
 
