@@ -13,6 +13,7 @@ from PIL import Image
 
 from fisa_model.pictures import decode_image
 from fisa_platform import storage
+from fisa_platform.evaluation.label_maps import VOID, encode_label_map
 from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.schema import INDEX, REJECTED
 from fisa_platform.sources.semantic import LabelValues, decode_labels
@@ -296,3 +297,16 @@ def test_labels_of_another_size_or_class_are_rejected_with_the_reason(tmp_path: 
         "label map has the value 2; the classes are 0 to 1, and void is 255 or 65535; "
         "check the class list, `values` and `offset`"
     )
+
+
+@pytest.mark.parametrize(("classes", "void"), [(3, 255), (255, 255), (256, 65_535), (847, 65_535)])
+def test_label_maps_that_label_writes_are_read(classes: int, void: int) -> None:
+    labels = np.random.default_rng(0).integers(VOID, classes, (20, 30)).astype(np.int32)
+    labels[0, :2] = VOID, classes - 1
+    values = decode_labels(encode_label_map(labels, classes))
+    assert np.array_equal(values, np.where(labels == VOID, void, labels))
+    ids, segments = LabelValues({value: value for value in range(classes)}).read(
+        encode_label_map(labels, classes)
+    )
+    assert np.array_equal(ids, labels + 1)
+    assert sum(segment["area"] for segment in segments) == (labels != VOID).sum()

@@ -1,10 +1,12 @@
 """Id maps as runs of equal pixels: a picture has far fewer runs than pixels, so counting runs is fast."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fisa_model.vocabulary import Vocabulary
 
@@ -38,3 +40,12 @@ def class_labels(
         found = order[np.searchsorted(listed, heads, sorter=order).clip(max=len(listed) - 1)]
         labels = np.where(listed[found] == heads, indices[found], VOID).astype(np.int32)
     return np.repeat(labels, np.diff(starts, append=ids.size)).reshape(ids.shape)
+
+
+def encode_label_map(labels: NDArray[np.int32], classes: int) -> bytes:
+    """A PNG of class indices [H, W]: of 8 bits and void 255, or of 16 and 65535 where there are too many."""
+    kind: type[np.uint8 | np.uint16] = np.uint8 if classes <= np.iinfo(np.uint8).max else np.uint16
+    values = np.where(labels == VOID, np.iinfo(kind).max, labels).astype(kind)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -73,6 +73,11 @@ class LabelConfig:
     """Also write `instances.json`, which annotation tools import: COCO's form with a mask for each segment,
     about 0.5 KB."""
 
+    semantic_maps: bool = False
+    """Also write `semantic/`, label maps as mmsegmentation, detectron2 and `shard_semantic.yaml` read them:
+    PNGs of the classes' places, from 0 on, and 255 where there is no class; of 16 bits, and 65535, where
+    there are more than 255 classes."""
+
     overlays: bool = True
     """Draw each result on its image."""
 
@@ -135,11 +140,16 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
     check_weights(config.classifier)
     vocabulary = read_vocabulary(config)
     output_uri = context.output.uri
+    maps_of = vocabulary if config.semantic_maps else None
     earlier = earlier_work(context.output, label_output.TABLE)
     if earlier.ids:
         context.progress(f"{len(earlier.ids)} images were done by a run that did not end")
         label_output.take_over(
-            earlier.parts, output_uri, overlays=config.overlays, workers=compute.workers.max
+            earlier.parts,
+            output_uri,
+            overlays=config.overlays,
+            maps_of=maps_of,
+            workers=compute.workers.max,
         )
     source = read_source(config, compute, earlier.ids)
     labelled = source.rows.map_batches(
@@ -150,7 +160,7 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
         compute=compute.actor_pool(blocks=source.blocks),
         **compute.ray_options(),
     )
-    write = partial(label_output.write_labels, output_uri=output_uri)
+    write = partial(label_output.write_labels, output_uri=output_uri, maps_of=maps_of)
     parts = labelled.map_batches(write, batch_size=config.rows_per_file, **WRITER)
     left = len(source.image_ids) - len(earlier.ids)
     done = [*earlier.parts, *collect(parts, left, context.progress)]
@@ -167,7 +177,11 @@ def run(config: LabelConfig, compute: Compute, context: StageContext) -> StageRe
         vocabulary=vocabulary.to_json(),
         extra={"rejected": written.rejected},
         files=[*written.files, *json_uris],
-        folders=[label_output.PNGS, *([label_output.OVERLAYS] if config.overlays else [])],
+        folders=[
+            label_output.PNGS,
+            *([label_output.MAPS] if config.semantic_maps else []),
+            *([label_output.OVERLAYS] if config.overlays else []),
+        ],
         message=f"{written.summary}; {found}; COCO panoptic labels: {json_uris[0]}",
     )
 

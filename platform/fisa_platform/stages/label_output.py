@@ -14,26 +14,39 @@ import ray.data
 from fisa_model.vocabulary import Vocabulary
 from fisa_platform import storage
 from fisa_platform.coco_export import png_name, write_coco_json
+from fisa_platform.evaluation.label_maps import class_labels, encode_label_map
+from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.rendering import class_colour
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import PREDICTIONS
 from fisa_platform.tables import BLOCKS_PER_WORKER, WRITER, write_batch
 
 TABLE = "predictions"
-PNGS, OVERLAYS = "panoptic", "overlays"
+PNGS, OVERLAYS, MAPS = "panoptic", "overlays", "semantic"
 """Folders with a picture for each image."""
 
+_PICTURED = ["file_name", "panoptic", "segments_info"]
 _THREADS = 16
 
 
-def write_labels(batch: pa.Table, *, output_uri: str) -> pa.Table:
-    """Write the pictures of a batch, and then its file of predictions: where that is, they are, too."""
+def write_labels(batch: pa.Table, *, output_uri: str, maps_of: Vocabulary | None = None) -> pa.Table:
+    """Write the pictures of a batch, and then its file of predictions: where that is, they are, too.
+
+    With a vocabulary there are label maps among them, of its class indices.
+    """
     labelled = batch.filter(pc.is_null(batch["reason"]))
-    _write_pictures(labelled.select(["file_name", "panoptic", "overlay"]).to_pylist(), output_uri)
+    _write_pictures(labelled.select([*_PICTURED, "overlay"]).to_pylist(), output_uri, maps_of)
     return write_batch(batch, output_uri=output_uri, name=TABLE, schema=PREDICTIONS)
 
 
-def take_over(parts: Sequence[dict[str, Any]], output_uri: str, *, overlays: bool, workers: int) -> None:
+def take_over(
+    parts: Sequence[dict[str, Any]],
+    output_uri: str,
+    *,
+    overlays: bool,
+    maps_of: Vocabulary | None,
+    workers: int,
+) -> None:
     """Put the pictures of an earlier run's predictions into this run's folder, in so many tasks at a time."""
     files = pa.table({"uri": [part["uri"] for part in parts if part["table"] == TABLE]})
     size = max(1, -(-files.num_rows // (workers * BLOCKS_PER_WORKER)))
@@ -41,7 +54,7 @@ def take_over(parts: Sequence[dict[str, Any]], output_uri: str, *, overlays: boo
     if not blocks:
         return
     copies = ray.data.from_arrow(blocks).map_batches(
-        partial(_copy_pictures, output_uri=output_uri, overlays=overlays),
+        partial(_copy_pictures, output_uri=output_uri, overlays=overlays, maps_of=maps_of),
         batch_size=None,
         # Nothing else holds these tasks back: without a core to wait for, all would start together.
         compute=ray.data.TaskPoolStrategy(size=workers),
@@ -84,9 +97,13 @@ def check_names(file_names: Iterable[str], *, overlays: bool) -> None:
                 )
 
 
-def _write_pictures(rows: Sequence[dict[str, Any]], output_uri: str) -> None:
+def _write_pictures(rows: Sequence[dict[str, Any]], output_uri: str, maps_of: Vocabulary | None) -> None:
     def write(row: dict[str, Any]) -> None:
-        storage.write_bytes(storage.join(output_uri, PNGS, png_name(row["file_name"])), row["panoptic"])
+        name = png_name(row["file_name"])
+        storage.write_bytes(storage.join(output_uri, PNGS, name), row["panoptic"])
+        if maps_of is not None:
+            labels = class_labels(decode_panoptic(row["panoptic"]), row["segments_info"], maps_of)
+            storage.write_bytes(storage.join(output_uri, MAPS, name), encode_label_map(labels, len(maps_of)))
         if row["overlay"] is not None:
             storage.write_bytes(_overlay_uri(output_uri, row["file_name"]), row["overlay"])
 
@@ -95,11 +112,13 @@ def _write_pictures(rows: Sequence[dict[str, Any]], output_uri: str) -> None:
         list(pool.map(write, rows))
 
 
-def _copy_pictures(files: pa.Table, *, output_uri: str, overlays: bool) -> pa.Table:
+def _copy_pictures(
+    files: pa.Table, *, output_uri: str, overlays: bool, maps_of: Vocabulary | None
+) -> pa.Table:
     for file in files["uri"].to_pylist():
         filesystem, path = storage.pyarrow_filesystem(file)
-        columns = ["file_name", "panoptic"]
-        rows = pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None).to_pylist()
+        table = pq.read_table(path, columns=_PICTURED, filesystem=filesystem, partitioning=None)
+        rows = table.to_pylist()
         names = [_overlay_uri(file.rsplit("/", 2)[0], row["file_name"]) for row in rows]
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
@@ -109,9 +128,8 @@ def _copy_pictures(files: pa.Table, *, output_uri: str, overlays: bool) -> pa.Ta
                 f"{file}: a picture that belongs to it is gone ({error}); delete this file, and its images "
                 "are labelled again"
             ) from error
-        _write_pictures(
-            [{**row, "overlay": picture} for row, picture in zip(rows, pictures, strict=True)], output_uri
-        )
+        drawn = [{**row, "overlay": picture} for row, picture in zip(rows, pictures, strict=True)]
+        _write_pictures(drawn, output_uri, maps_of)
     return files
 
 

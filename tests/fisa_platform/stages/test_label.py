@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -17,12 +18,13 @@ from pycocotools.coco import COCO
 from ray.exceptions import RayError
 
 from fisa_model.class_lists import load_class_list
+from fisa_model.vocabulary import Category, Vocabulary
 from fisa_platform import storage
 from fisa_platform.garbage import find_garbage
 from fisa_platform.manifest import MANIFEST_NAME, Version
 from fisa_platform.panoptic_png import decode_panoptic
 from fisa_platform.rows import TableRows
-from fisa_platform.schema import PREDICTIONS
+from fisa_platform.schema import IMAGES, PREDICTIONS
 from fisa_platform.spec import job_from_data
 from fisa_platform.stages.label import Labeller, read_vocabulary
 from fisa_platform.tables import image_places
@@ -112,6 +114,10 @@ def pictures_of(version: Version) -> dict[str, bytes]:
     return {name: storage.read_bytes(storage.join(run_uri, name)) for name in names}
 
 
+def read_categories(version: Version) -> tuple[Category, ...]:
+    return Vocabulary.from_json(version.manifest.vocabulary or []).categories
+
+
 def rows_of(version: Version) -> list[dict[str, Any]]:
     return list(TableRows(version.files("predictions/"), PREDICTIONS.names))
 
@@ -137,15 +143,17 @@ def test_a_killed_run_is_gone_on_with(
     run: Run, source: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images_uri: str = request.getfixturevalue(source)
-    whole = label(run, images_uri, tmp_path, max_rejected_fraction=0.2)
+    # Label maps are made of what was written, overlays are copied.
+    settings = {"max_rejected_fraction": 0.2, "semantic_maps": True}
+    whole = label(run, images_uri, tmp_path, **settings)
     files, rows, pictures = whole.files("predictions/"), rows_of(whole), pictures_of(whole)
     document = storage.read_json(whole.file("panoptic.json"))
     assert len(rows) == SCENES
     assert len(files) >= SCENES / ROWS_PER_FILE
-    assert len(pictures) == 2 * SCENES
+    assert len(pictures) == 3 * SCENES
     forget(whole, files[0])
     capsys.readouterr()
-    again = label(run, images_uri, tmp_path, max_rejected_fraction=0.2)
+    again = label(run, images_uri, tmp_path, **settings)
     done = len(TableRows(files[1:], ["image_id"])) + (source == "folder")
     assert f"{done} images were done by a run that did not end" in capsys.readouterr().out
     assert again.manifest.run_id != whole.manifest.run_id
@@ -259,6 +267,34 @@ def test_instances_are_the_panoptic_segments_as_pycocotools_reads_them(
             assert np.array_equal(coco.annToMask(instance), ids == segment["id"])
             for field in ("category_id", "area", "bbox", "score"):
                 assert instance[field] == segment[field]
+
+
+def test_label_maps_are_a_data_set_for_shard(run: Run, folder: str, tmp_path: Path) -> None:
+    labels = label(run, folder, tmp_path / "labels", max_rejected_fraction=0.2, semantic_maps=True)
+    table = run(
+        "shard",
+        semantic={
+            "images_uri": folder,
+            "labels_uri": labels.folder("semantic"),
+            "classes": [*COMMON["things"], *COMMON["stuff"]],
+        },
+        output_uri=str(tmp_path / "table"),
+        max_rejected_fraction=0.2,
+    )
+    found = {row["file_name"]: row for row in TableRows(table.files("images/"), IMAGES.names)}
+    assert len(found) == SCENES
+    place = {category.id: index for index, category in enumerate(read_categories(labels))}
+    for row in rows_of(labels):
+        areas: Counter[int] = Counter()
+        for segment in row["segments_info"]:
+            areas[place[segment["category_id"]]] += segment["area"]
+        truth = found[row["file_name"]]["segments_info"]
+        assert {segment["category_id"]: segment["area"] for segment in truth} == areas
+    assert [f.path.rpartition("/")[2] for f in labels.manifest.folders] == [
+        "panoptic",
+        "semantic",
+        "overlays",
+    ]
 
 
 def test_overlays_and_instances_may_be_left_out(run: Run, images: str, tmp_path: Path) -> None:
