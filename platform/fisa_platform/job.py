@@ -94,7 +94,7 @@ class Job:
         found: dict[str, str] = {}
 
         def record(path: str, uri: str) -> str:
-            if path.rsplit(".", 1)[-1] != "output_uri":
+            if path != "output_uri":
                 found[path] = uri
             return uri
 

@@ -283,7 +283,7 @@ _CONTENT = {
 
 def _content_problem(job: Job, path: str, found: Input) -> list[str]:
     """What is wrong with a place that has other things than its field is for."""
-    name = path.rpartition(".")[2]
+    name = "images_uri" if path.startswith("other_truth_uris.") else path.rpartition(".")[2]
     if name not in _CONTENT or found.uri.endswith(".safetensors") or job.stage_name == "shard":
         return []
     prefix, suffix, words = _CONTENT[name]

@@ -122,8 +122,10 @@ def test_a_pickle_that_asks_for_code_is_refused_and_not_run(read: Read, tmp_path
         ([1], "reference 0 is int, expected a mapping"),
         ([{"ann_id": 1, "split": "val"}], "reference 0 has no image_id and no sentences"),
         ([reference(1, 10, "dog", split="train")] * 3, "no reference is of split 'val'; it has train (3)"),
-        ([reference(1, 10, " ")], "reference 0 has a sentence without text"),
-        ([{**reference(1, 10), "sentences": "dog"}], "reference 0 has a sentence without text, 'dog'"),
+        (
+            [{**reference(1, 10), "sentences": "dog"}],
+            "reference 0 has the sentence 'dog'; expected",
+        ),
     ],
 )
 def test_references_of_another_form_are_refused(read: Read, references: Any, message: str) -> None:
@@ -135,13 +137,13 @@ def test_references_of_another_form_are_refused(read: Read, references: Any, mes
     ("segmentation", "message"),
     [
         ([], "three points or more"),
-        ([[1, 2, 3, 4]], "three points or more"),
-        ([[1, 2, 3, 4, 5, 6, 7]], "three points or more"),
+        ([[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]], "three points or more"),
         ([[1e9, 1, 4, 1, 4, 4]], "coordinate 1000000000.0, in an image of 6 x 8"),
         ([[1, 1, "x", 1, 4, 4]], "cannot be used"),
         ([[1, 1, 1, 1, 1, 1]], "it has no pixel"),
         ({"size": [HEIGHT, WIDTH], "counts": [6, 12]}, "not those of 6 x 8 pixels"),
         ({"size": [HEIGHT, WIDTH], "counts": [60, -12]}, "not those of 6 x 8 pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": [6.5, 11.5, 30]}, "not those of 6 x 8 pixels"),
         ({"size": [WIDTH, HEIGHT], "counts": [48]}, "`size` [6, 8]"),
         ({"size": [HEIGHT, WIDTH], "counts": "0n1"}, "`counts` as a list"),
         (5, "cannot be used"),
@@ -180,3 +182,35 @@ def test_what_the_instances_lack_is_rejected(read: Read) -> None:
 def test_files_that_are_no_instances_are_named(read: Read) -> None:
     with pytest.raises(ValueError, match=r"not the instances of RefCOCO: annotations\[0\] has no seg"):
         read([reference(1, 10, "dog")], [{"id": 10}])
+
+
+def test_an_object_of_several_polygons_is_all_of_them(read: Read) -> None:
+    """As one that something stands in front of; a part that is no polygon is left out, as in detectron2."""
+    parts = [[0, 0, 2, 0, 2, 2, 0, 2], [5, 3, 8, 3, 8, 6, 5, 6], [1, 1, 2, 2]]
+    [row] = read([reference(1, 10, "dog")], [annotation(10, parts)]).rows.to_pylist()
+    [mask] = decode_runs([row["referred"][0]["counts"]], HEIGHT, WIDTH)
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[:2, :2] = expected[3:, 5:] = True
+    assert np.array_equal(mask, expected)
+
+
+def test_sentences_without_words_are_left_out_and_others_are_one_line(read: Read) -> None:
+    references = [reference(1, 10, " ", "left\n  dog", "\ud800 dog"), reference(1, 11, ""), reference(2, 20)]
+    index = read(json.dumps(references).encode(), [annotation(10), annotation(11), annotation(20)])
+    [row] = index.rows.to_pylist()
+    assert [item["expressions"] for item in row["referred"]] == [["left dog", "? dog"]]
+    assert index.rejected.num_rows == 0
+
+
+def test_json_may_begin_with_a_byte_order_mark(read: Read) -> None:
+    data = b"\xef\xbb\xbf" + json.dumps([reference(1, 10, "dog")]).encode()
+    assert read(data, [annotation(10)]).rows.num_rows == 1
+
+
+def test_an_object_of_another_image_is_rejected(read: Read) -> None:
+    """The instances of another data set may have the same ids."""
+    of_images = [{**annotation(10), "image_id": 2}, {**annotation(20), "image_id": 2}]
+    index = read([reference(1, 10, "dog"), reference(2, 20, "cat")], of_images)
+    assert index.rows["image_id"].to_pylist() == ["2"]
+    [rejected] = index.rejected.to_pylist()
+    assert rejected["reason"].startswith("annotation 10, which is referred to, is of image 2 among")

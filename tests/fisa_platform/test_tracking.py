@@ -12,7 +12,7 @@ from accelerate.tracking import MLflowTracker, TensorBoardTracker
 from event_files import read_curves
 
 from fisa_platform import storage, tracking
-from fisa_platform.tracking import TrackingConfig, check_installed, track
+from fisa_platform.tracking import RunTracker, TrackingConfig, check_installed
 
 TENSORBOARD = TrackingConfig(trackers=("tensorboard",))
 FACTS = {"iterations": 8, "model": {"image_size": 224, "clip": {"weights": None}}, "classes": ["cat", "dog"]}
@@ -23,10 +23,15 @@ def _one_process() -> None:
     PartialState(cpu=True)
 
 
-def report(config: TrackingConfig, version: str, steps: range, *, first_step: int = 0) -> None:
-    with track(config, version_uri=version, facts=FACTS, first_step=first_step) as show:
-        for step in steps:
-            show({"step": step, "loss": 1 / step, "grad_norm": 2.0})
+def rows(steps: range) -> list[dict[str, float]]:
+    return [{"step": step, "loss": 1 / step, "grad_norm": 2.0} for step in steps]
+
+
+def report(config: TrackingConfig, version: str, steps: range, *, history: range = range(0)) -> None:
+    """A run of these steps, which goes on from those of its history."""
+    with RunTracker(config, version_uri=version, facts=FACTS, history=rows(history)) as tracker:
+        for row in rows(steps):
+            tracker.log(row)
 
 
 def test_every_report_is_a_point_of_a_curve(tmp_path: Path) -> None:
@@ -38,22 +43,34 @@ def test_every_report_is_a_point_of_a_curve(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_that_goes_on_takes_back_what_was_drawn_beyond(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("drawn", [range(1, 8), range(1, 3)], ids=["beyond", "less"])
+def test_curves_of_a_run_that_goes_on_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: range
 ) -> None:
+    """Whether what was stopped had drawn more than its checkpoint at step 4, or not yet that."""
     # Names of files have seconds.
     monkeypatch.setattr("time.time", iter(range(10**9, 10**9 + 10**6)).__next__)
-    report(TENSORBOARD, str(tmp_path), range(1, 8))
-    report(TENSORBOARD, str(tmp_path), range(5, 9), first_step=4)
-    assert [step for step, _ in read_curves(tmp_path)["train/loss"]] == [*range(1, 4), *range(5, 9)]
+    report(TENSORBOARD, str(tmp_path), drawn)
+    report(TENSORBOARD, str(tmp_path), range(5, 9), history=range(1, 5))
+    assert [step for step, _ in read_curves(tmp_path)["train/loss"]] == [*range(1, 9)]
+
+
+def test_curves_are_written_when_training_fails(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        RunTracker(TENSORBOARD, version_uri=str(tmp_path), facts=FACTS) as tracker,
+    ):
+        tracker.log({"step": 1, "loss": 0.5})
+        raise RuntimeError("out of memory")
+    assert read_curves(tmp_path) == {"train/loss": [(1, 0.5)]}
 
 
 def test_curves_go_to_a_bucket_while_the_run_goes_on(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "SECONDS_BETWEEN_UPLOADS", 0.0)
-    with track(TENSORBOARD, version_uri=s3_uri, facts=FACTS) as show:
+    with RunTracker(TENSORBOARD, version_uri=s3_uri, facts=FACTS) as tracker:
         sizes = []
         for step in (1, 2):
-            show({"step": step, "loss": 0.5})
+            tracker.log({"step": step, "loss": 0.5})
             sizes += storage.list_files(f"{s3_uri}/tensorboard").values()
     assert len(sizes) == 2 and 0 < sizes[0] < sizes[1]
 
@@ -84,6 +101,21 @@ def test_a_place_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pyte
     assert "curves for TensorBoard could not be written" in caplog.text
 
 
+def test_a_client_that_fails_in_its_own_way_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class ExpiredToken(Exception):
+        """As of boto's, which are no OSError."""
+
+    def refuse(path: Path, uri: str) -> None:
+        raise ExpiredToken("the SSO session has expired")
+
+    monkeypatch.setattr(storage, "upload", refuse)
+    with caplog.at_level(logging.WARNING):
+        report(TENSORBOARD, str(tmp_path), range(1, 3))
+    assert "could not be written: the SSO session has expired" in caplog.text
+
+
 def test_a_tracker_that_cannot_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: TensorBoardTracker) -> None:
         raise RuntimeError("no such\n project")
@@ -91,6 +123,20 @@ def test_a_tracker_that_cannot_start_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(TensorBoardTracker, "start", refuse)
     with pytest.raises(ValueError, match="tensorboard cannot be started: no such project; set its variables"):
         report(TENSORBOARD, str(tmp_path), range(1, 3))
+
+
+def test_a_run_that_goes_on_does_so_without_a_tracker_that_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: TensorBoardTracker) -> None:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", refuse)
+    with caplog.at_level(logging.WARNING):
+        report(TENSORBOARD, str(tmp_path), range(3, 5), history=range(1, 3))
+    assert caplog.messages == [
+        "tracking: tensorboard cannot be started: no answer; training goes on without it"
+    ]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +154,9 @@ def test_mistakes_in_the_config_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             TrackingConfig(trackers=trackers)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="project is empty"):
-        TrackingConfig(trackers=("wandb",), project="")
+    for project in ("", "team/seve", "o'brien"):
+        with pytest.raises(ValueError, match="project must be of letters, digits, spaces and"):
+            TrackingConfig(trackers=("wandb",), project=project)
 
 
 @pytest.fixture
@@ -123,14 +170,19 @@ def wandb_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def test_weights_and_biases_knows_a_run_again(wandb_runs: Path, tmp_path: Path) -> None:
     config = TrackingConfig(trackers=("wandb",))
-    for steps in (range(1, 4), range(3, 6)):
-        report(config, str(tmp_path / "study/weights/version"), steps, first_step=2)
-    # offline-run-<date>-<id>, and a number where two began in one second.
-    ids = {path.name.split("-")[3] for path in wandb_runs.glob("offline-run-*")}
-    assert len(ids) == 1
+    for name, steps in (("study/weights/one", range(1, 4)), ("study/weights/one", range(3, 6))):
+        report(config, str(tmp_path / name), steps)
     for folder in wandb_runs.glob("offline-run-*"):
         [record] = [path.read_bytes() for path in folder.glob("*.wandb")]
-        assert all(text in record for text in (b"study/weights/version", b"train/loss", b"image_size"))
+        assert all(text in record for text in (b"study/weights/one", b"train/loss", b"image_size"))
+    assert len(run_ids(wandb_runs)) == 1
+    report(config, str(tmp_path / "study/weights/other"), range(1, 2))
+    assert len(run_ids(wandb_runs)) == 2
+
+
+def run_ids(wandb_runs: Path) -> set[str]:
+    # offline-run-<date>-<id>, and a number where two began in one second.
+    return {path.name.split("-")[3] for path in wandb_runs.glob("offline-run-*")}
 
 
 @pytest.fixture
@@ -141,18 +193,41 @@ def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_mlflow_goes_on_with_the_run_of_a_version(mlflow: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", [None, "of the team"])
+def test_mlflow_goes_on_with_the_run_of_a_version(
+    mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", variable)
     config = TrackingConfig(trackers=("mlflow",), project="seve", run_name="first")
-    report(config, str(tmp_path / "one"), range(1, 4))
-    with track(config, version_uri=str(tmp_path / "one"), facts={**FACTS, "iterations": 9}) as show:
-        show({"step": 4, "loss": 0.125})
-    report(config, str(tmp_path / "other"), range(1, 2))
-    runs = mlflow.search_runs(experiment_names=["seve"], output_format="list")
-    assert {run.data.tags["fisa.version"] for run in runs} == {str(tmp_path / "one"), str(tmp_path / "other")}
-    (run,) = (run for run in runs if run.data.tags["fisa.version"] == str(tmp_path / "one"))
-    assert run.info.run_name == "first" and run.info.status == "FINISHED"
+    one, other = str(tmp_path / "o'ne"), str(tmp_path / "other")
+    report(config, one, range(1, 4))
+    with RunTracker(config, version_uri=one, facts={**FACTS, "iterations": 9}) as tracker:
+        tracker.log({"step": 4, "loss": 0.125})
+    with pytest.raises(RuntimeError), RunTracker(config, version_uri=other, facts=FACTS):
+        raise RuntimeError("out of memory")
+    runs = mlflow.search_runs(experiment_names=[variable or "seve"], output_format="list")
+    assert {run.data.tags["fisa.version"]: run.info.status for run in runs} == {
+        one: "FINISHED",
+        other: "FAILED",
+    }
+    (run,) = (run for run in runs if run.info.status == "FINISHED")
+    assert run.info.run_name == "first"
     assert run.data.metrics == {"train/loss": 0.125, "train/grad_norm": 2.0}
     assert run.data.params == {"iterations": "8", "model.image_size": "224", "classes": "['cat', 'dog']"}
+    assert mlflow.active_run() is None
+
+
+def test_a_run_that_mlflow_does_not_begin_is_not_left_open(
+    mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("parameters are not taken")
+
+    monkeypatch.setattr(MLflowTracker, "store_init_configuration", refuse)
+    with pytest.raises(ValueError, match="mlflow cannot be started: parameters are not taken"):
+        report(TrackingConfig(trackers=("mlflow",)), str(tmp_path), range(1, 2))
+    assert mlflow.active_run() is None
 
 
 def test_a_tracking_server_that_is_not_there_is_named(

@@ -4,11 +4,12 @@ Of each data set there is a file of references, `refs(unc).p` or `refs(umd).p`, 
 objects' masks (https://github.com/lichengunc/refer).
 """
 
+import io
 import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,16 @@ _KEYS = {"images": IMAGE_KEYS, "annotations": ("id", "segmentation")}
 _REFERENCE_KEYS = ("ann_id", "image_id", "split", "sentences")
 
 
-@dataclass(slots=True)
-class _Image:
-    """The objects that are referred to in one image."""
+_Expressions = dict[str, dict[str, list[str]]]
+"""Of a split: by image id, and then by the annotation id of the object that is meant."""
 
-    expressions: dict[str, list[str]] = field(default_factory=dict)
-    """By the object's annotation id, in the file's order."""
 
-    segmentations: dict[str, Any] = field(default_factory=dict)
+@dataclass(frozen=True, slots=True)
+class _Annotation:
+    image_id: str | None
+    """None where the file does not say."""
+
+    segmentation: Any
 
 
 def read_refcoco(images_uri: str, refs_uri: str, instances_uri: str, split: str) -> Index:
@@ -49,13 +52,18 @@ def read_refcoco(images_uri: str, refs_uri: str, instances_uri: str, split: str)
         ValueError: a file has another form, or there is no such split.
     """
     with storage.local_copy(refs_uri) as path:
-        images = _group(_read_references(refs_uri, path), refs_uri, split)
+        expressions = _group(_read_references(refs_uri, path), refs_uri, split)
+    wanted = {annotation for of_image in expressions.values() for annotation in of_image}
     with storage.local_copy(instances_uri) as path:
         document = COCOJSON(instances_uri, path, _FORM, _KEYS)
-        _add_segmentations(document, images)
-        found = read_images(document, images)
+        annotations = {
+            str(entry["id"]): _Annotation(_text_of(entry.get("image_id")), entry["segmentation"])
+            for entry in document.entries("annotations")
+            if str(entry["id"]) in wanted
+        }
+        images = read_images(document, expressions)
     list_names(images_uri)  # refuses a folder that is not there
-    return _index(found, images, images_uri, instances_uri)
+    return _index(images, expressions, annotations, images_uri, instances_uri)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -66,29 +74,27 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _read_references(uri: str, path: Path) -> list[Any]:
-    with path.open("rb") as file:
-        start = file.read(64).lstrip()
-        file.seek(0)
-        try:
-            if start.startswith((b"[", b"{")):
-                references = json.load(file)
-            else:
-                # Python 2 wrote them, whose texts are bytes.
-                references = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
-        # What pickle raises over bytes that are no pickle is nearly anything.
-        except Exception as error:
-            raise ValueError(
-                f"{uri}: cannot be read ({error}); expected refs(unc).p or refs(umd).p as published, or the "
-                "same list as JSON"
-            ) from error
+    data = path.read_bytes()
+    try:
+        if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"[", b"{")):
+            references = json.loads(data.decode("utf-8-sig"))
+        else:
+            # Python 2 wrote them, whose texts are bytes.
+            references = _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="replace").load()
+    # What pickle raises over bytes that are no pickle is nearly anything.
+    except Exception as error:
+        raise ValueError(
+            f"{uri}: cannot be read ({error}); expected refs(unc).p or refs(umd).p as published, or the same "
+            "list as JSON"
+        ) from error
     if not isinstance(references, list) or not references:
         raise ValueError(f"{uri}: holds no list of references, but {type(references).__name__}")
     return references
 
 
-def _group(references: list[Any], uri: str, split: str) -> dict[str, _Image]:
-    """Expressions of a split by image id, then by annotation id."""
-    images: dict[str, _Image] = {}
+def _group(references: list[Any], uri: str, split: str) -> _Expressions:
+    """In the order of the file."""
+    grouped: _Expressions = {}
     splits: Counter[str] = Counter()
     for position, reference in enumerate(references):
         place = f"{uri}: reference {position}"
@@ -97,44 +103,51 @@ def _group(references: list[Any], uri: str, split: str) -> dict[str, _Image]:
         if lacking := [key for key in _REFERENCE_KEYS if key not in reference]:
             raise ValueError(f"{place} has no {' and no '.join(lacking)}")
         splits[str(reference["split"])] += 1
-        if reference["split"] == split:
-            image = images.setdefault(str(reference["image_id"]), _Image())
-            expressions = image.expressions.setdefault(str(reference["ann_id"]), [])
-            expressions += _sentences(reference["sentences"], place)
-    if not images:
+        if reference["split"] == split and (said := list(_sentences(reference["sentences"], place))):
+            of_image = grouped.setdefault(str(reference["image_id"]), {})
+            of_image.setdefault(str(reference["ann_id"]), []).extend(said)
+    if split not in splits:
         found = ", ".join(f"{name} ({count})" for name, count in sorted(splits.items()))
         raise ValueError(f"{uri}: no reference is of split {split!r}; it has {found}")
-    return images
+    return grouped
 
 
 def _sentences(sentences: Any, place: str) -> Iterator[str]:
+    """Those that have a word, in one line."""
     for sentence in sentences if isinstance(sentences, list) else [sentences]:
         text = sentence.get("sent") if isinstance(sentence, Mapping) else None
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{place} has a sentence without text, {sentence!r}; expected `sent` with words")
-        yield text.strip()
+        if not isinstance(text, str):
+            raise ValueError(f"{place} has the sentence {sentence!r}; expected a mapping with text as `sent`")
+        # JSON may hold half of a pair of surrogates, which no text on a disk can.
+        if words := " ".join(text.encode("utf-8", "replace").decode().split()):
+            yield words
 
 
-def _add_segmentations(document: COCOJSON, images: Mapping[str, _Image]) -> None:
-    image_of = {annotation: image for image in images.values() for annotation in image.expressions}
-    for annotation in document.entries("annotations"):
-        image = image_of.get(str(annotation["id"]))
-        if image is not None:
-            image.segmentations[str(annotation["id"])] = annotation["segmentation"]
+def _text_of(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
-def _index(found: pa.Table, images: Mapping[str, _Image], images_uri: str, instances_uri: str) -> Index:
+def _index(
+    images: pa.Table,
+    expressions: _Expressions,
+    annotations: Mapping[str, _Annotation],
+    images_uri: str,
+    instances_uri: str,
+) -> Index:
     rows, rejected = RowBuffer(INDEX), RowBuffer(REJECTED)
     listing = cache(names_in)
-    left = dict(images)
-    for row in found.to_pylist():
-        image = left.pop(row["image_id"], None)
+    left = dict(expressions)
+    for row in images.to_pylist():
+        of_image = left.pop(row["image_id"], None)
         try:
-            if image is None:
+            if of_image is None:
                 raise ValueError(f"image id {row['image_id']} occurs more than once in {instances_uri}")
             if problem := missing_file("image", images_uri, row["file_name"], listing):
                 raise ValueError(problem)
-            referred = _referred(image, row["height"], row["width"])
+            referred = [
+                {"expressions": said, "counts": _counts(annotation, annotations.get(annotation), row)}
+                for annotation, said in of_image.items()
+            ]
         except ValueError as error:
             rejected.append({**row, "reason": str(error)})
             continue
@@ -145,23 +158,24 @@ def _index(found: pa.Table, images: Mapping[str, _Image], images_uri: str, insta
     return Index(rows=rows.table(), rejected=rejected.table(), vocabulary=None)
 
 
-def _referred(image: _Image, height: int, width: int) -> list[dict[str, Any]]:
-    """Values of `schema.REFERRED`."""
-    referred = []
-    for annotation, expressions in image.expressions.items():
-        if annotation not in image.segmentations:
-            raise ValueError(f"annotation {annotation}, which is referred to, is not among the instances")
-        counts = _run_lengths(image.segmentations[annotation], height, width, annotation)
-        referred.append({"expressions": expressions, "counts": counts})
-    return referred
+def _counts(id_: str, annotation: _Annotation | None, image: Mapping[str, Any]) -> bytes:
+    """The mask of an object of an image, as COCO's compressed run lengths."""
+    if annotation is None:
+        raise ValueError(f"annotation {id_}, which is referred to, is not among the instances")
+    if annotation.image_id not in (None, image["image_id"]):
+        raise ValueError(
+            f"annotation {id_}, which is referred to, is of image {annotation.image_id} among the instances; "
+            "are they of another data set?"
+        )
+    return _run_lengths(annotation.segmentation, image["height"], image["width"], id_)
 
 
 def _run_lengths(segmentation: Any, height: int, width: int, annotation: str) -> bytes:
     """COCO's compressed run lengths of polygons [[x, y, x, y, ...], ...] or of a list of run lengths."""
     try:
         if isinstance(segmentation, list):
-            _check_polygons(segmentation, height, width)
-            run = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+            polygons = _usable_polygons(segmentation, height, width)
+            run = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         else:
             _check_runs(segmentation, height, width)
             run = coco_mask.frPyObjects(segmentation, height, width)
@@ -173,18 +187,23 @@ def _run_lengths(segmentation: Any, height: int, width: int, annotation: str) ->
     return counts
 
 
-def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
-    if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        raise ValueError("a polygon needs three points or more, [x, y, x, y, x, y, ...]")
+def _usable_polygons(polygons: list[Any], height: int, width: int) -> list[Any]:
+    """Those of three points or more, as detectron2 takes them."""
+    usable = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if not usable:
+        raise ValueError("it has no polygon of three points or more, [x, y, x, y, x, y, ...]")
     # pycocotools walks along the edges of a polygon, however far away they lead.
     far = 2 * max(height, width)
-    if odd := [value for polygon in polygons for value in polygon if not -far <= value <= far]:
+    if odd := [value for polygon in usable for value in polygon if not -far <= value <= far]:
         raise ValueError(f"a polygon has the coordinate {odd[0]!r}, in an image of {height} x {width} pixels")
+    return usable
 
 
 def _check_runs(segmentation: Any, height: int, width: int) -> None:
+    """pycocotools believes them, and ends at no sum that is too small."""
     counts = segmentation["counts"]
     if list(segmentation["size"]) != [height, width] or not isinstance(counts, list):
         raise ValueError(f"expected polygons, or `counts` as a list and `size` [{height}, {width}]")
-    if min(counts, default=0) < 0 or sum(counts) != height * width:
+    whole = all(type(count) is int and count >= 0 for count in counts)
+    if not whole or sum(counts) != height * width:
         raise ValueError(f"its run lengths are not those of {height} x {width} pixels")

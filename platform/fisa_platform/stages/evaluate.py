@@ -184,22 +184,23 @@ def _vocabulary(images_uri: str) -> Vocabulary:
 
 
 def _check_same_images(config: EvaluateConfig) -> None:
-    """Makes sure that further ground truths have all images, at the same size."""
+    """Makes sure that further ground truths are of the same images: a score over fewer would be another."""
     from fisa_platform.manifest import open_version
 
-    def sizes(uri: str) -> dict[str, tuple[int, int]]:
-        table = open_version(uri).dataset("images/").to_table(columns=["image_id", "height", "width"])
-        return {row["image_id"]: (row["height"], row["width"]) for row in table.to_pylist()}
+    def read(uri: str) -> dict[str, str]:
+        columns = ["image_id", "file_name", "height", "width"]
+        rows = open_version(uri).dataset("images/").to_table(columns=columns).to_pylist()
+        return {r["image_id"]: f"{r['file_name']} of {r['height']} x {r['width']} pixels" for r in rows}
 
-    wanted = sizes(config.images_uri) if config.other_truth_uris else {}
+    wanted = read(config.images_uri) if config.other_truth_uris else {}
     for name, uri in config.other_truth_uris.items():
-        found = sizes(uri)
-        for image_id, size in wanted.items():
-            if found.get(image_id) != size:
-                there = " x ".join(map(str, found[image_id])) if image_id in found else "not there"
+        found = read(uri)
+        for image_id in [*wanted, *found]:
+            here, there = (images.get(image_id, "not there") for images in (wanted, found))
+            if here != there:
                 raise ValueError(
-                    f"other_truth_uris.{name}: image {image_id} is {' x '.join(map(str, size))} pixels in "
-                    f"{config.images_uri} and {there} in {uri}; give ground truth of the same images"
+                    f"other_truth_uris.{name}: image {image_id} is {here} in {config.images_uri} and {there} "
+                    f"in {uri}; give ground truth of the same images"
                 )
 
 

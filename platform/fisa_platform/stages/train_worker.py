@@ -6,12 +6,14 @@ import json
 import logging
 import tempfile
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from fisa_model.mask_generators.mask2former import LearningMask2Former
 from fisa_model.objective import FISAObjective
@@ -23,7 +25,7 @@ from fisa_platform.classifier import WEIGHTS_NAME
 from fisa_platform.job import to_json
 from fisa_platform.manifest import open_version
 from fisa_platform.stages.train import GENERATOR_NAME, METRICS_NAME, TrainConfig
-from fisa_platform.tracking import track
+from fisa_platform.tracking import RunTracker
 from fisa_platform.training.batches import TrainingExamples
 from fisa_platform.training.checkpoint import load_checkpoint, save_checkpoint
 from fisa_platform.training.loop import TrainingState, log_progress, train
@@ -69,19 +71,14 @@ def _train(arguments: dict[str, Any]) -> None:
     if accelerator.is_main_process:
         _log_images(examples)
     log = log_progress(config.iterations)
-    tracked = track(
-        config.tracking if accelerator.is_main_process else None,
-        version_uri=arguments["version_uri"],
-        facts={**to_json(config), "workers": world, "classes": len(vocabulary)},
-        first_step=state.step,
-    )
-    with tracked as show:
+    with _start_tracking(arguments, history, accelerator) as tracker:
 
         def report(row: dict[str, float]) -> None:
             history.append(row)
             if accelerator.is_main_process:
                 log(row)
-                show(row)
+            if tracker is not None:
+                tracker.log(row)
             ray.train.report(row)
 
         train(
@@ -94,6 +91,29 @@ def _train(arguments: dict[str, Any]) -> None:
         )
     if accelerator.is_main_process:
         _write_outputs(arguments["output_uri"], config, state.objective, facts, history)
+
+
+def _start_tracking(
+    arguments: dict[str, Any], history: list[dict[str, float]], accelerator: Accelerator
+) -> AbstractContextManager[RunTracker | None]:
+    """The trackers of the first rank; where they refuse, all ranks raise, or the others would wait for it."""
+    config: TrainConfig = arguments["config"]
+    tracker: RunTracker | None = None
+    problem: list[str | None] = [None]
+    if config.tracking is not None and accelerator.is_main_process:
+        try:
+            tracker = RunTracker(
+                config.tracking,
+                version_uri=arguments["version_uri"],
+                facts={**to_json(config), "workers": accelerator.num_processes},
+                history=history,
+            )
+        except ValueError as error:
+            problem = [str(error)]
+    [sentence] = broadcast_object_list(problem)
+    if sentence is not None:
+        raise ValueError(sentence)
+    return nullcontext() if tracker is None else tracker
 
 
 def _log_images(examples: TrainingExamples) -> None:

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fisa_model.config import fisa_toy
 from fisa_model.vocabulary import Vocabulary
+from fisa_platform import storage
 from fisa_platform.classifier import ClassifierConfig
 from fisa_platform.manifest import Version, commit, new_version
+from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import IMAGES
 from fisa_platform.sources import toyworld
@@ -40,14 +43,22 @@ def coarse(images: Version, tmp_path_factory: pytest.TempPathFactory) -> Version
     return coarse_truth(images, tmp_path_factory.mktemp("coarse"))
 
 
-def coarse_truth(images: Version, folder: Path, **changes: Any) -> Version:
-    """The same images, whose segments are of two classes; `changes` are made to the first row."""
+def coarse_truth(images: Version, folder: Path, *, more: int = 0, **changes: Any) -> Version:
+    """The same images, whose segments are of two classes, the first one void; and so many more images.
+
+    `changes` are made to the first row.
+    """
     things = {c.id for c in toyworld.vocabulary("all").categories if c.is_thing}
     rows = list(TableRows(images.files("images/"), IMAGES.names))
     for row in rows:
+        row["segments_info"] = row["segments_info"][1:]
+        ids = decode_panoptic(row["panoptic"])
+        void = ~np.isin(ids, [segment["id"] for segment in row["segments_info"]])
+        row["panoptic"] = encode_panoptic(np.where(void, 0, ids))
         for segment in row["segments_info"]:
             segment["category_id"] = 1 if segment["category_id"] in things else 2
     rows[0] |= changes
+    rows += [{**rows[0], "image_id": f"more {number}"} for number in range(more)]
     pending = new_version(str(folder), "50" * 8)
     # In another order, and in several files.
     for start in range(0, len(rows), 5):
@@ -107,6 +118,13 @@ def test_two_ground_truths_in_one_pass_score_as_two_jobs(
     extra = together.manifest.extra
     assert flat(extra) == pytest.approx(flat(fine.manifest.extra), abs=1e-6)
     assert flat(extra["by_other_truth"]["coarse"]) == pytest.approx(flat(alone.manifest.extra), abs=1e-6)
+    in_full, in_full_alone = (storage.read_json(v.file("metrics.json")) for v in (together, alone))
+    assert [c["name"] for c in in_full["by_other_truth"]["coarse"]["classes"]] == ["shape", "ground"]
+    assert in_full["scores"] == extra["scores"] and len(in_full["classes"]) > 10
+    for ours, theirs in zip(
+        in_full["by_other_truth"]["coarse"]["classes"], in_full_alone["classes"], strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-6)
     assert flat(alone.manifest.extra) != pytest.approx(flat(fine.manifest.extra), abs=1)
     assert together.manifest.vocabulary == fine.manifest.vocabulary
     tables = [version.dataset("predictions/").to_table().sort_by("image_id") for version in (together, fine)]
@@ -139,13 +157,18 @@ def test_images_are_encoded_once_for_all_ground_truths(
 
 
 def test_ground_truth_of_other_images_is_refused(evaluate: Run, images: Version, tmp_path: Path) -> None:
-    first = min(TableRows(images.files("images/"), ["image_id"]).ids)
-    for changes, there in (({"image_id": "another"}, "not there"), ({"height": 100}, "100 x 224")):
-        other = coarse_truth(images, tmp_path / there, **changes)
-        with pytest.raises(
-            ValueError,
-            match=rf"other_truth_uris\.coarse: image {first} is 224 x 224 pixels in .* and {there} in ",
-        ):
+    size = "224 x 224 pixels"
+    for number, (changes, image, here, there) in enumerate(
+        (
+            ({"image_id": "another"}, "0", f"000000.jpg of {size}", "not there"),
+            ({"height": 100}, "0", f"000000.jpg of {size}", "000000.jpg of 100 x 224 pixels"),
+            ({"file_name": "x.jpg"}, "0", f"000000.jpg of {size}", f"x.jpg of {size}"),
+            ({"more": 1}, "more 0", "not there", f"000000.jpg of {size}"),
+        )
+    ):
+        other = coarse_truth(images, tmp_path / str(number), **changes)
+        problem = rf"other_truth_uris\.coarse: image {image} is {here} in .* and {there} in "
+        with pytest.raises(ValueError, match=problem):
             evaluate("refused", other_truth_uris={"coarse": other.uri})
 
 

@@ -300,7 +300,8 @@ def test_a_killed_worker_costs_nothing_but_time(
 ) -> None:
     # Ray's controller notes checkpoints when it looks after its workers.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    settings = {**SETTINGS, "iterations": 24, "checkpoint_interval": 4}
+    tracking = {"trackers": ["tensorboard"]}
+    settings = {**SETTINGS, "iterations": 24, "checkpoint_interval": 4, "tracking": tracking}
     whole = run("train", **tables, **settings, output_uri=str(tmp_path / "whole"))
     killer = Killer(tmp_path / "killed")
     killer.start()
@@ -315,6 +316,24 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert expected.keys() == found.keys()
     for name in expected:
         assert torch.equal(expected[name], found[name]), name
+    steps = [step for step, _ in read_curves(Path(killed.uri))["train/loss"]]
+    assert steps == [step for step, _ in read_curves(Path(whole.uri))["train/loss"]] == [10, 20, 24]
+
+
+@pytest.mark.slow
+def test_a_tracker_that_refuses_ends_a_run_of_several_workers(
+    run: Run, tables: dict[str, str], tmp_path: Path
+) -> None:
+    """Only one of them has it, here without a key; the others would wait for that one."""
+    with pytest.raises(ValueError, match="tracking: wandb cannot be started"):
+        run(
+            "train",
+            compute={"workers": {"min": 2, "max": 2}},
+            **tables,
+            **SETTINGS,
+            tracking={"trackers": ["wandb"]},
+            output_uri=str(tmp_path / "weights"),
+        )
 
 
 class Killer(threading.Thread):
