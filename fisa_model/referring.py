@@ -7,7 +7,7 @@ and SEVE reads the expressions about an image together.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class Referent:
     similarity: float
     """Cosine of the mask's embedding and the expression's, -1 to 1; NaN where nothing was proposed."""
 
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_] = field(repr=False)
     """[H, W]."""
 
 
@@ -59,6 +59,9 @@ def encode_expressions(predictor: FISAPredictor, expressions: Sequence[str]) -> 
         )
     if not expressions:
         raise ValueError("there are no expressions; give at least one sentence")
+    for number, text in enumerate(expressions, start=1):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"expression {number} is {text!r}; give a sentence")
     return predictor.encode_vocabulary(
         Vocabulary(tuple(Category(k, text) for k, text in enumerate(expressions, start=1)))
     )

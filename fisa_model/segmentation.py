@@ -1,7 +1,7 @@
 """A labelled picture: segments with names and boxes, and its COCO form."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class NamedSegment:
 class Segmentation:
     """A labelled picture."""
 
-    ids: NDArray[np.int32]
+    ids: NDArray[np.int32] = field(repr=False)
     """[H, W], the segment of every pixel; 0 is void."""
 
     segments: list[NamedSegment]

@@ -63,6 +63,11 @@ class Category:
         """Every name that the text encoder reads for this class."""
         return self.prompted_as or (self.name, *self.synonyms)
 
+    @property
+    def short_name(self) -> str:
+        """The first word of a name such as ADE20K's "building, edifice"."""
+        return self.name.partition(",")[0].strip() or self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:

@@ -102,7 +102,9 @@ def read_fisa(path: Path | str) -> SavedFISA:
     """Reads a file that `save_fisa` wrote, without building the model."""
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give the file weights.safetensors in it")
+        found = sorted(path.rglob("weights.safetensors"))
+        file = str(found[-1]) if found else "weights.safetensors that a training run wrote"
+        raise ValueError(f"{path}: is a folder; give the file {file}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the weights that a training run wrote")
     try:

@@ -25,7 +25,7 @@ SHOWN = {"images": IMAGES, "proposals": PROPOSALS, "predictions": PREDICTIONS, "
 """Tables whose rows are drawn."""
 
 COLUMNS, WIDTH = 4, 400
-NAMES, REASONS = 12, 5
+NAMES, REASONS = 60, 5
 """Class names and reasons of rejection that are listed."""
 
 
@@ -46,6 +46,7 @@ def describe(version: Version) -> str:
         rest = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
         lines.append(f"classes   {len(names)}: {'; '.join(names[:NAMES])}{rest}")
     lines += [f"rejected  {line}" for line in _rejected_lines(version)]
+    lines += str(manifest.extra.get("message") or "").splitlines()
     return "\n".join(lines)
 
 

@@ -262,7 +262,8 @@ def open_version(uri: str) -> Version:
     version = find_version(uri)
     if version is None:
         raise FileNotFoundError(
-            f"{uri}: holds no committed version (no {MANIFEST_NAME}); run the stage that writes it"
+            f"{uri}: holds no committed version (no {MANIFEST_NAME}); run the stage that writes it, or "
+            "give one of those that `fisa status` lists"
         )
     return version
 
@@ -274,8 +275,8 @@ def list_versions(output_uri: str) -> list[Version]:
     return sorted((v for v in found if v is not None), key=lambda v: v.manifest.created_at)
 
 
-def find_datasets(uri: str, depth: int = 3) -> list[str]:
-    """Every `output_uri` at or below `uri` that holds versions."""
+def find_datasets(uri: str, depth: int = 5) -> list[str]:
+    """Every `output_uri` at or below `uri` that holds versions; those of a study lie deepest."""
     if pointer.read(uri) is not None:
         return [uri]
     if depth == 0:

@@ -64,7 +64,8 @@ def draw_segments(
         ids = ids.repeat(factor, axis=0).repeat(factor, axis=1)
     colours = _segment_colours(segments, vocabulary)
     picture = _paint(image, ids, colours)
-    names = {segment["id"]: vocabulary.names[_class_index(segment, vocabulary)] for segment in segments}
+    categories = vocabulary.categories
+    names = {segment["id"]: categories[_class_index(segment, vocabulary)].short_name for segment in segments}
     _write_names(picture, ids, names, colours)
     return picture
 

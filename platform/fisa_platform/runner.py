@@ -163,7 +163,9 @@ def _run_job(name: str, job: Job, made: Mapping[str, Version], progress: Callabl
             return Outcome(name=name, version=version, ran=False, seconds=0.0, message=message)
         pending = manifest.new_version(output_uri, fingerprint)
         _make_folder(output_uri)
-    if problems := model_problems(job.config):
+    problems = model_problems(job.config)
+    problems += [problem for path, found in inputs.items() for problem in _content_problem(job, path, found)]
+    if problems:
         raise ValueError("; ".join(problems))
     if job.stage.uses_ray:
         compute.connect()

@@ -31,7 +31,7 @@ def summarise_segments(files: Sequence[str], vocabulary: Vocabulary) -> str | No
             pixels += of_images
     if not areas:
         return None
-    names = dict(zip(vocabulary.ids, vocabulary.names, strict=True))
+    names = {category.id: category.short_name for category in vocabulary.categories}
     # The areas of a JSON may count pixels that others cover.
     void = max(0.0, 1 - areas.total() / pixels)
     most = ", ".join(f"{names[id_]} {area / pixels:.0%}" for id_, area in areas.most_common(_LARGEST))

@@ -42,6 +42,9 @@ that none waits long for the last one."""
 WRITER: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": 0}
 """Options of tasks that write; needing no core, they never wait for actors that hold them all."""
 
+EXAMPLES = 3
+"""Rejected files that a failed job names; one at most of each file of the table."""
+
 SECONDS_BETWEEN_LINES = 5.0
 """How often a long job says how far it is."""
 
@@ -95,8 +98,8 @@ class Written:
     files: list[str]
     rows: int
     rejected: int
-    example: str | None = None
-    """A file that was rejected, and why."""
+    examples: tuple[str, ...] = ()
+    """Some of the files that were rejected, each with the reason."""
 
     @classmethod
     def of(cls, parts: Iterable[Mapping[str, Any]], name: str) -> Written:
@@ -107,7 +110,7 @@ class Written:
             rows[part["table"]] += part["rows"]
             files.append(part["uri"])
             examples += [part["example"]] if part["example"] else []
-        return cls(sorted(files), rows[name], rows[REJECTED_TABLE], min(examples, default=None))
+        return cls(sorted(files), rows[name], rows[REJECTED_TABLE], tuple(sorted(examples)[:EXAMPLES]))
 
     def check(self, max_rejected_fraction: float) -> None:
         """Fail a job that lost too much.
@@ -124,8 +127,7 @@ class Written:
         raise ValueError(
             f"{self.rejected} of {total} images were rejected, max_rejected_fraction is "
             f"{max_rejected_fraction:g}; all reasons are in {', '.join(sorted(places))}, for example "
-            f"{self.example}; "
-            "remove these images, or raise config.max_rejected_fraction"
+            f"{'; '.join(self.examples)}; remove these images, or raise config.max_rejected_fraction"
         )
 
     @property

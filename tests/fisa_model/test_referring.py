@@ -80,7 +80,7 @@ def test_mistakes_are_named(predictor: FISAPredictor, image: NDArray[np.uint8]) 
         refer(predictor, image, "a man")
     with pytest.raises(ValueError, match="no expressions; give at least one"):
         refer(predictor, image, [])
-    with pytest.raises(ValueError, match="a name is empty"):
+    with pytest.raises(ValueError, match="expression 2 is ' '; give a sentence"):
         refer(predictor, image, ["a man", " "])
     with pytest.raises(ValueError, match="is too long"):
         refer(predictor, image, ["the man " * 30])

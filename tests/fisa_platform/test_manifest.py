@@ -164,10 +164,10 @@ def test_somebody_elses_files_are_left_alone(tmp_path: Path, text: str) -> None:
 
 
 def test_datasets_are_found_below_a_folder(tmp_path: Path) -> None:
-    for name in ("quick/shard", "quick/train", "other"):
+    names = ("other", "quick/shard", "quick/train", "study/cells/fisa-1/weights")
+    for name in names[::-1]:
         commit(manifest.new_version(str(tmp_path / name), "aa" * 8))
-    found = manifest.find_datasets(str(tmp_path))
-    assert found == [str(tmp_path / name) for name in ("other", "quick/shard", "quick/train")]
+    assert manifest.find_datasets(str(tmp_path)) == [str(tmp_path / name) for name in names]
 
 
 def test_versions_live_in_buckets_too(s3_uri: str) -> None:

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from fisa_platform import manifest, storage
@@ -12,6 +14,7 @@ from fisa_platform.compute import Compute
 from fisa_platform.job import Job, Stage, StageContext, StageResult
 from fisa_platform.runner import plan_jobs, run_jobs
 from fisa_platform.stages import pipeline
+from fisa_platform.tables import write_parquet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,19 +259,43 @@ class JoinConfig:
 
 def join(output_uri: str, images_uri: str, proposals_uri: str | None = None) -> Job:
     config = JoinConfig(output_uri=output_uri, images_uri=images_uri, proposals_uri=proposals_uri)
-    stage = Stage(JoinConfig, lambda *_: StageResult(), uses_ray=False)
-    return Job(stage_name="join", stage=stage, config=config, compute=Compute())
+    return Job(
+        stage_name="join", stage=table_stage(JoinConfig, "proposals"), config=config, compute=Compute()
+    )
+
+
+def images(output_uri: str) -> Job:
+    config = MeetConfig(output_uri=output_uri)
+    return Job(stage_name="draw", stage=table_stage(MeetConfig, "images"), config=config, compute=Compute())
+
+
+def table_stage(kind: type, name: str) -> Stage:
+    """Writes a table of this name, of one row."""
+
+    def run_write(config: Any, compute: Compute, context: StageContext) -> StageResult:
+        write_parquet(storage.join(context.output.uri, name, "rows.parquet"), pa.table({"image_id": ["0"]}))
+        return StageResult(rows=1)
+
+    return Stage(kind, run_write, uses_ray=False)
 
 
 def test_proposals_of_other_images_are_noted(tmp_path: Path) -> None:
-    images, other, proposals, result = (
-        str(tmp_path / name) for name in ("images", "other", "props", "result")
-    )
-    made_of_them = {"images": add(images, 1), "other": add(other, 2), "proposals": join(proposals, images)}
+    ours, other, proposals, result = (str(tmp_path / name) for name in ("ours", "other", "props", "result"))
+    made_of_them = {"images": images(ours), "other": images(other), "proposals": join(proposals, ours)}
     lines: list[str] = []
-    run_jobs({**made_of_them, "use": join(result, images, proposals)}, lines.append)
+    run_jobs({**made_of_them, "use": join(result, ours, proposals)}, lines.append)
     assert not any("note:" in line for line in lines)
     run_jobs({**made_of_them, "use": join(result, other, proposals)}, lines.append)
     [note] = [line for line in lines if "note:" in line]
-    assert f"the proposals were made for {images}/" in note
+    assert f"the proposals were made for {ours}/" in note
     assert f"not for {other}/" in note
+
+
+def test_a_place_that_holds_other_things_is_refused_before_the_work(tmp_path: Path) -> None:
+    """As `fisa check` would."""
+    ours, result = str(tmp_path / "ours"), str(tmp_path / "result")
+    jobs = {"images": images(ours), "use": join(result, ours, ours)}
+    lines: list[str] = []
+    with pytest.raises(ValueError, match=r"config\.proposals_uri: .* holds no version of proposals"):
+        run_jobs(jobs, lines.append)
+    assert not any("use: started" in line for line in lines)

@@ -44,24 +44,25 @@ def test_failed_rows_go_to_their_own_table(tmp_path: Path) -> None:
     assert tables["rejected"].to_pylist() == [{"image_id": "b", "file_name": "b.jpg", "reason": "cut short"}]
     written = Written.of(parts, "proposals")
     assert (written.rows, written.rejected) == (1, 1)
-    assert written.example == "b.jpg: cut short"
+    assert written.examples == ("b.jpg: cut short",)
 
 
 def test_too_many_failures_fail_the_job() -> None:
-    written = Written(["/x/rejected/1.parquet"], rows=9, rejected=1, example="b.jpg: cut short")
+    examples = ("a.jpg: empty", "b.jpg: cut short")
+    written = Written(["/x/rejected/1.parquet"], rows=9, rejected=1, examples=examples)
     written.check(0.1)
     with pytest.raises(ValueError) as caught:
         written.check(0.05)
     assert str(caught.value) == (
         "1 of 10 images were rejected, max_rejected_fraction is 0.05; "
-        "all reasons are in /x/rejected, for example b.jpg: cut short; remove these "
+        "all reasons are in /x/rejected, for example a.jpg: empty; b.jpg: cut short; remove these "
         "images, or raise config.max_rejected_fraction"
     )
 
 
 def test_a_job_that_is_left_with_nothing_fails_whatever_the_fraction() -> None:
     with pytest.raises(ValueError, match=r"2 of 2 images were rejected, .* for example a\.jpg: cut short"):
-        Written(["/x/rejected/1.parquet"], rows=0, rejected=2, example="a.jpg: cut short").check(1.0)
+        Written(["/x/rejected/1.parquet"], rows=0, rejected=2, examples=("a.jpg: cut short",)).check(1.0)
     with pytest.raises(ValueError, match="there was no image to work on"):
         Written([], rows=0, rejected=0).check(1.0)
 

@@ -128,7 +128,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     metrics_uri = storage.join(context.output.uri, METRICS_NAME)
     in_full = {name: scored.in_full() for name, scored in by_truth.items()}
     storage.write_json(metrics_uri, {**first.in_full(), "by_other_truth": in_full})
-    tables = [first.text(), *(f"{name}\n{scored.text()}" for name, scored in by_truth.items())]
+    tables = [first.text(), *(scored.text(name) for name, scored in by_truth.items())]
     return StageResult(
         rows=written.rows,
         vocabulary=vocabularies[0].to_json(),
@@ -164,13 +164,14 @@ class Scored:
         """With what each class got."""
         return {**self.scores, "classes": self.classes}
 
-    def text(self) -> str:
-        """A table for each set of rules."""
+    def text(self, truth: str = "") -> str:
+        """A table for each set of rules, under their names and that of the ground truth."""
         from fisa_platform.evaluation.summary import score_table
 
         by_rules = self.scores["scores_by_other_rules"].items()
-        others = [f"{name}\n{score_table(scores)}" for name, scores in by_rules]
-        return "\n".join([score_table(self.scores["scores"]), *others])
+        tables = {truth: self.scores["scores"]}
+        tables |= {f"{truth}, {name}" if truth else name: scores for name, scores in by_rules}
+        return "\n".join(f"{title}\n{score_table(scores)}".lstrip("\n") for title, scores in tables.items())
 
 
 def _vocabulary(images_uri: str) -> Vocabulary:

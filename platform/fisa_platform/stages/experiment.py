@@ -114,8 +114,9 @@ class ExperimentConfig:
             raise ValueError("arms and seeds must each name at least one; seeds: [42] is one run of each arm")
         if self.at_once < 1:
             raise ValueError(f"at_once must be at least 1, got {self.at_once}")
-        for name, values in (("arms", [slug(arm) for arm in self.arms]), ("seeds", self.seeds)):
-            if len(set(values)) < len(values):
+        for name, values in (("arms", list(self.arms)), ("seeds", self.seeds)):
+            # Arms in letters and digits, which are the names of their folders.
+            if len({slug(str(value)) for value in values}) < len(values):
                 raise ValueError(f"{name} must all differ, got {values}; rename or remove one")
         if shared := [cell.row for cell in self.cells if cell.row in self.steps]:
             raise ValueError(f"arms: {shared[0]!r} is the name of a step, too; rename one of them")

@@ -56,7 +56,8 @@ class LabelConfig:
     """Mask generator where there is no table of proposals."""
 
     generator_weights: str | None = None
-    """Folder or hub name of the generator's weights; none for a generator that has none."""
+    """Folder or hub name of the generator's weights; none is the hub's Swin-B of COCO for Mask2Former, and
+    right for a generator that has none."""
 
     generator_size: tuple[int, int] | None = None
     """Test size of a generator that is a network, [shorter side, longest side] in pixels; none is its own."""

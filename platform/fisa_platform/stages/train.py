@@ -158,6 +158,10 @@ def run(config: TrainConfig, compute: Compute, context: StageContext) -> StageRe
         ),
     )
     result: Any = trainer.fit()
+    # Ray's own, of no use afterwards; beside a finished version it would be litter.
+    marker = storage.join(context.output.version_uri, "ray_train/run/.validate_storage_marker")
+    if storage.exists(marker):
+        storage.remove(marker)
     if result.return_value is not None:
         raise ValueError(result.return_value)
     generator_uri = storage.join(context.output.uri, GENERATOR_NAME)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +127,35 @@ def read_target(row: dict[str, Any], vocabulary: Vocabulary) -> Target:
 
 def load_batches(
     examples: TrainingExamples, micro_batches: Sequence[list[Sample]], loader_processes: int
+) -> Iterator[TrainingBatch]:
+    """The batches of one rank, decoded ahead by other processes where asked, no more than there are cores.
+
+    Raises:
+        ValueError: an example cannot be made; in one sentence, from whatever process it comes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    batches = iter(_loader(examples, micro_batches, min(loader_processes, cores)))
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except ValueError as error:
+            raise ValueError(_own_words(str(error))) from error
+        yield batch
+
+
+def _own_words(message: str) -> str:
+    """What we found wrong in a process of the loader, which sends its whole traceback as a message."""
+    raised_in = message.rpartition('File "')[2].partition('"')[0]
+    if not message.startswith("Caught ValueError in") or "fisa_" not in raised_in:
+        return message
+    return message.rpartition("\nValueError: ")[2].strip()
+
+
+def _loader(
+    examples: TrainingExamples, micro_batches: Sequence[list[Sample]], loader_processes: int
 ) -> DataLoader[TrainingBatch]:
-    """The batches of one rank, decoded ahead by other processes where asked."""
     import torch
     from torch.utils.data import DataLoader
 

@@ -16,7 +16,7 @@ from fisa_platform.panoptic_png import decode_panoptic, encode_panoptic
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import IMAGES
 from fisa_platform.sources import toyworld
-from fisa_platform.stages.evaluate import EvaluateConfig
+from fisa_platform.stages.evaluate import EvaluateConfig, Scored
 from fisa_platform.stages.evaluate_worker import Evaluator
 from fisa_platform.tables import failable_table, write_batch
 
@@ -129,6 +129,15 @@ def test_two_ground_truths_in_one_pass_score_as_two_jobs(
     assert together.manifest.vocabulary == fine.manifest.vocabulary
     tables = [version.dataset("predictions/").to_table().sort_by("image_id") for version in (together, fine)]
     assert tables[0].equals(tables[1])
+
+
+def test_tables_have_the_names_of_truth_and_rules() -> None:
+    scores = {"all": {"PQ": 12.34}}
+    scored = Scored({"scores": scores, "scores_by_other_rules": {"strict": scores}}, [])
+    titles = [line for line in scored.text().splitlines() if "PQ" not in line and "12.3" not in line]
+    assert titles == ["strict"]
+    titles = [line for line in scored.text("coarse").splitlines() if "PQ" not in line and "12.3" not in line]
+    assert titles == ["coarse", "coarse, strict"]
 
 
 def test_images_are_encoded_once_for_all_ground_truths(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from refcoco_form import write_refcoco
 
+from fisa_model.config import EnsembleConfig, fisa_toy
 from fisa_model.mask_generators import MaskProposals
 from fisa_model.pictures import decode_image
 from fisa_model.predictor import FISAPredictor
@@ -19,6 +20,7 @@ from fisa_platform.mask_codec import decode_runs, encode_proposals
 from fisa_platform.rows import ProposalRows, TableRows
 from fisa_platform.schema import IMAGES, PROPOSALS, REFERENTS
 from fisa_platform.segment_summary import summarise_referred
+from fisa_platform.stages.evaluate_referring import EvaluateReferringConfig
 from fisa_platform.tables import failable_table, write_batch
 
 FROZEN = {"frozen": {"clip": {"model": "toy"}, "image_size": 224}}
@@ -45,8 +47,6 @@ def proposals(run: Run, images: Version, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def predictor() -> FISAPredictor:
-    from fisa_model.config import fisa_toy
-
     return load_predictor(ClassifierConfig(frozen=fisa_toy()), caches_words=False)
 
 
@@ -147,3 +147,13 @@ def test_a_split_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
     source = write_refcoco(tmp_path / "data", 2)
     with pytest.raises(ValueError, match=r"is of split 'testA'; it has train \(\d+\), val \(\d+\)"):
         run("shard", refcoco={**source, "split": "testA"}, output_uri=str(tmp_path / "table"))
+
+
+def test_an_ensemble_is_refused() -> None:
+    with pytest.raises(ValueError, match="an expression is no class, seen or not; leave it out"):
+        EvaluateReferringConfig(
+            images_uri="a",
+            proposals_uri="b",
+            output_uri="c",
+            classifier=ClassifierConfig(weights_uri="d", ensemble=EnsembleConfig()),
+        )

@@ -113,6 +113,15 @@ def test_a_sample_is_the_same_wherever_it_is_loaded(examples: TrainingExamples) 
         assert torch.equal(target.masks, other.masks)
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_what_is_wrong_with_an_example_is_one_sentence(examples: TrainingExamples, processes: int) -> None:
+    """From another process it comes as a traceback."""
+    other_names = Vocabulary.from_names(["nothing that is in the pictures"])
+    foreign = TrainingExamples(examples.images, examples.proposals, other_names, examples.jitter, seed=11)
+    with pytest.raises(ValueError, match=r"^category id \d+ is not in the vocabulary; its ids are 1$"):
+        list(load_batches(foreign, [[Sample(0, 0), Sample(1, 1), Sample(2, 2)]], processes))
+
+
 def test_every_sample_of_a_row_is_jittered_anew(examples: TrainingExamples) -> None:
     first, again, later = (examples[Sample(0, number)] for number in (0, 0, 3))
     assert torch.equal(first.image, again.image)
