@@ -16,7 +16,7 @@ from fisa_platform import storage
 from fisa_platform.manifest import Version, find_version
 from fisa_platform.mask_codec import decode_proposals, decode_runs
 from fisa_platform.panoptic_png import decode_panoptic
-from fisa_platform.rendering import contact_sheet, draw_masks, draw_segments
+from fisa_platform.rendering import contact_sheet, draw_masks, draw_segments, side_by_side
 from fisa_platform.rows import TableRows
 from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS, REFERENTS, REJECTED
 from fisa_platform.sources.index import read_file
@@ -25,6 +25,8 @@ SHOWN = {"images": IMAGES, "proposals": PROPOSALS, "predictions": PREDICTIONS, "
 """Tables whose rows are drawn."""
 
 COLUMNS, WIDTH = 4, 400
+"""Of a contact sheet, in pixels; pairs of pictures are twice as wide."""
+
 NAMES, REASONS = 60, 5
 """Class names and reasons of rejection that are listed."""
 
@@ -51,7 +53,10 @@ def describe(version: Version) -> str:
 
 
 def show(version: Version, count: int) -> Image.Image:
-    """A contact sheet of the first images by id: with ground truth, proposals or predictions.
+    """A contact sheet of the first images by id: with ground truth, proposals, predictions or referents.
+
+    Predictions that were scored stand beside the ground truth.
+
 
     Raises:
         ValueError: the version holds no table of these.
@@ -59,7 +64,8 @@ def show(version: Version, count: int) -> Image.Image:
     pictures = list(_pictures(version, count))
     if not pictures:
         raise ValueError(f"{version.uri}: has no images, proposals, predictions or referents to show")
-    return contact_sheet(pictures, columns=COLUMNS, width=WIDTH)
+    pairs = 2 if _has_truth(version) else 1
+    return contact_sheet(pictures, columns=COLUMNS // pairs, width=WIDTH * pairs)
 
 
 def _file_lines(version: Version) -> Iterator[str]:
@@ -96,19 +102,28 @@ def _pictures(version: Version, count: int) -> Iterator[tuple[str, Image.Image]]
     else:
         return
     rows = TableRows(files, SHOWN[table].names)
-    image_of = _read_image if table == "images" else _images_of(version)
+    source_of = _itself if table == "images" else _images_of(version)
     for number in range(min(count, len(rows))):
         row = rows[number]
-        yield row["image_id"], _draw(decode_image(image_of(row)), row, version, table)
+        source = source_of(row)
+        image = decode_image(source["image"])
+        picture = _draw(image, row, version, table)
+        if _has_truth(version):
+            truth = _draw(image, source, version, "images")
+            picture = side_by_side([("ground truth", truth), ("prediction", picture)])
+        yield row["image_id"], picture
 
 
-def _read_image(row: dict[str, Any]) -> bytes:
-    image: bytes = row["image"]
-    return image
+def _has_truth(version: Version) -> bool:
+    return version.manifest.stage == "evaluate"
 
 
-def _images_of(version: Version) -> Callable[[dict[str, Any]], bytes]:
-    """From a row of a version to its encoded image, in the table or folder that it was made from."""
+def _itself(row: dict[str, Any]) -> dict[str, Any]:
+    return row
+
+
+def _images_of(version: Version) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """From a row of a version to that of its image, in the table that it was made from, or from a folder."""
     source = version.manifest.inputs.get("images_uri")
     if source is None:
         raise ValueError(f"{version.uri}: does not say which images it was made from")
@@ -116,10 +131,10 @@ def _images_of(version: Version) -> Callable[[dict[str, Any]], bytes]:
     if images is None and version.manifest.stage != "label":
         raise ValueError(f"{version.uri}: its images, {source.uri}, are gone; write them again")
     if images is None:
-        return lambda row: read_file(storage.join(source.uri, row["file_name"]))
-    table = TableRows(images.files(prefix="images/", suffix=".parquet"), ["image_id", "image"])
+        return lambda row: {"image": read_file(storage.join(source.uri, row["file_name"]))}
+    table = TableRows(images.files(prefix="images/", suffix=".parquet"), IMAGES.names)
     positions = table.positions()
-    return lambda row: _read_image(table[positions[row["image_id"]]])
+    return lambda row: dict(table[positions[row["image_id"]]])
 
 
 def _draw(image: Any, row: dict[str, Any], version: Version, table: str) -> Image.Image:

@@ -11,6 +11,7 @@ from fisa_platform import manifest, storage
 from fisa_platform.cli import main
 from fisa_platform.manifest import Input, Version
 from fisa_platform.mask_codec import encode_proposals
+from fisa_platform.panoptic_png import encode_panoptic
 from fisa_platform.schema import IMAGES, PREDICTIONS, PROPOSALS
 from fisa_platform.sources import toyworld
 from fisa_platform.stages.shard import load_images
@@ -79,6 +80,40 @@ def test_its_images_are_drawn_with_their_masks(
     assert np.abs(left[..., 0] - left[..., 2]).mean() > 20
     inspect(images.uri, "--show", "99", "--output", str(sheet))
     assert np.asarray(Image.open(sheet)).shape[1] == 4 * 400
+
+
+def test_scored_predictions_are_drawn_beside_the_truth(
+    images: Version, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here all is void in the predictions, so that they are grey and the truth is not."""
+    pending = manifest.new_version(str(tmp_path / "scores"), "50" * 8)
+    rows = images.dataset("images/").to_table().to_pylist()[:2]
+    void = encode_panoptic(np.zeros((rows[0]["height"], rows[0]["width"]), np.int32))
+    predictions = [{**row, "panoptic": void, "segments_info": []} for row in rows]
+    write_batch(
+        failable_table(PREDICTIONS, predictions),
+        output_uri=pending.uri,
+        name="predictions",
+        schema=PREDICTIONS,
+    )
+    version = manifest.commit(
+        pending,
+        stage="evaluate",
+        config={},
+        inputs={"images_uri": Input(uri=images.uri, digest=images.digest)},
+        seconds=1,
+        rows=2,
+        vocabulary=toyworld.vocabulary("all").to_json(),
+        extra={"message": "     PQ\nall  12.3"},
+    )
+    sheet = tmp_path / "sheet.png"
+    inspect(version.uri, "--show", "2", "--output", str(sheet))
+    assert "     PQ\nall  12.3\n" in capsys.readouterr().out
+    drawn = np.asarray(Image.open(sheet)).astype(int)
+    assert drawn.shape[1] == 2 * 800
+    colour = drawn[120:360].max(axis=-1) - drawn[120:360].min(axis=-1)
+    truth, prediction = colour[:, 30:370], colour[:, 430:770]
+    assert truth.mean() > 20 and prediction.max() < 8
 
 
 def test_what_has_no_images_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
