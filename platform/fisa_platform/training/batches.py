@@ -134,7 +134,11 @@ def load_batches(
         ValueError: an example cannot be made; in one sentence, from whatever process it comes.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    batches = iter(_loader(examples, micro_batches, min(loader_processes, cores)))
+    # Begun here: it draws a random number, which within a step would change what is drawn there.
+    return _in_own_words(iter(_loader(examples, micro_batches, min(loader_processes, cores))))
+
+
+def _in_own_words(batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
     while True:
         try:
             batch = next(batches)

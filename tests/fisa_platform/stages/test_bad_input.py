@@ -221,7 +221,10 @@ def test_a_folder_without_ground_truth_is_sharded_but_not_scored(
     assert [row["image_id"] for row in rows] == ["a", "b"]
     assert {row["panoptic"] for row in rows} == {None}
     assert images.manifest.vocabulary is None
-    uris = {"images_uri": images.uri, "proposals_uri": images.uri}
+    masks = run(
+        "propose", images_uri=images.uri, generator="felzenszwalb", output_uri=str(tmp_path / "masks")
+    )
+    uris = {"images_uri": images.uri, "proposals_uri": masks.uri}
     with pytest.raises(ValueError, match="has no ground truth to score against"):
         run("evaluate", **uris, output_uri=str(tmp_path / "scores"))
 

@@ -43,7 +43,9 @@ def coarse(images: Version, tmp_path_factory: pytest.TempPathFactory) -> Version
     return coarse_truth(images, tmp_path_factory.mktemp("coarse"))
 
 
-def coarse_truth(images: Version, folder: Path, *, more: int = 0, **changes: Any) -> Version:
+def coarse_truth(
+    images: Version, folder: Path, *, more: int = 0, vocabulary: Vocabulary | None = COARSE, **changes: Any
+) -> Version:
     """The same images, whose segments are of two classes, the first one void; and so many more images.
 
     `changes` are made to the first row.
@@ -64,8 +66,9 @@ def coarse_truth(images: Version, folder: Path, *, more: int = 0, **changes: Any
     for start in range(0, len(rows), 5):
         batch = failable_table(IMAGES, rows[start : start + 5][::-1])
         write_batch(batch, output_uri=pending.uri, name="images", schema=IMAGES)
+    categories = None if vocabulary is None else vocabulary.to_json()
     return commit(
-        pending, stage="shard", config={}, inputs={}, seconds=0, rows=len(rows), vocabulary=COARSE.to_json()
+        pending, stage="shard", config={}, inputs={}, seconds=0, rows=len(rows), vocabulary=categories
     )
 
 
@@ -181,9 +184,12 @@ def test_ground_truth_of_other_images_is_refused(evaluate: Run, images: Version,
             evaluate("refused", other_truth_uris={"coarse": other.uri})
 
 
-def test_a_table_without_ground_truth_is_refused(evaluate: Run, masks: Version) -> None:
-    with pytest.raises(ValueError, match="has no ground truth to score against; give a table that has"):
+def test_other_tables_are_refused(evaluate: Run, images: Version, masks: Version, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.other_truth_uris\.masks: .* holds no version of images"):
         evaluate("refused", other_truth_uris={"masks": masks.uri})
+    bare = coarse_truth(images, tmp_path / "bare", vocabulary=None)
+    with pytest.raises(ValueError, match="has no ground truth to score against; give a table that has"):
+        evaluate("refused", other_truth_uris={"bare": bare.uri})
 
 
 def test_a_ground_truth_has_a_name() -> None:

@@ -273,8 +273,14 @@ def test_workers_that_cannot_share_a_batch_are_refused() -> None:
 
 def test_a_table_without_ground_truth_is_refused(run: Run, tables: dict[str, str], tmp_path: Path) -> None:
     swapped = {"images_uri": tables["proposals_uri"], "proposals_uri": tables["images_uri"]}
-    with pytest.raises(ValueError, match="has no ground truth; train on a table that has"):
+    with pytest.raises(ValueError, match=r"holds no version of images; .* holds no version of proposals"):
         run("train", **swapped, **SETTINGS, output_uri=str(tmp_path / "weights"))
+    pending = manifest.new_version(str(tmp_path / "bare"), "70" * 8)
+    scenes = load_images(toyworld.index(seed=1, count=2, names="seen").rows)
+    write_batch(scenes, output_uri=pending.uri, name="images", schema=IMAGES)
+    bare = manifest.commit(pending, stage="test", config={}, inputs={}, seconds=0, rows=2)
+    with pytest.raises(ValueError, match="has no ground truth; train on a table that has"):
+        run("train", **{**tables, "images_uri": bare.uri}, **SETTINGS, output_uri=str(tmp_path / "weights"))
 
 
 @pytest.mark.slow
