@@ -90,6 +90,7 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
         check_weights(config.classifier)
     names = list(config.other_truth_uris)
     vocabularies = [_vocabulary(uri) for uri in (config.images_uri, *config.other_truth_uris.values())]
+    seen = None if config.seen_uri is None else _vocabulary(config.seen_uri)
     places = image_places(config.images_uri)
     _check_same_images(config)
     images, blocks = read_rows(
@@ -118,7 +119,6 @@ def run(config: EvaluateConfig, compute: Compute, context: StageContext) -> Stag
     parts = collect(files, places.num_rows, context.progress)
     written = Written.of(parts, "predictions")
     written.check(config.max_rejected_fraction)
-    seen = None if config.seen_uri is None else _vocabulary(config.seen_uri)
     counts = _add_up(parts, vocabularies, 1 + len(rules))
     first, *others = (
         Scored.of(metrics, rules, standard_subsets(vocabulary, seen))
@@ -180,7 +180,9 @@ def _vocabulary(images_uri: str) -> Vocabulary:
 
     categories = open_version(images_uri).manifest.vocabulary
     if categories is None:
-        raise ValueError(f"{images_uri}: has no ground truth to score against; give a table that has")
+        raise ValueError(
+            f"{images_uri}: has no ground truth to score against, and so no classes; give a table that has"
+        )
     return Vocabulary.from_json(categories)
 
 

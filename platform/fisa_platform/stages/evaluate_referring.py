@@ -61,6 +61,7 @@ def run(config: EvaluateReferringConfig, compute: Compute, context: StageContext
     """Choose on a pool of actors, write in tasks, and score what was written."""
     from fisa_platform.classifier import check_weights
     from fisa_platform.evaluation.referring import summarise
+    from fisa_platform.rows import TableRows
     from fisa_platform.schema import REFERENTS
     from fisa_platform.tables import WRITER, Loaded, Written, collect, image_places, read_rows, write_batch
     from fisa_platform.text_table import text_table
@@ -87,7 +88,8 @@ def run(config: EvaluateReferringConfig, compute: Compute, context: StageContext
     files = referred.map_batches(write, batch_size=config.rows_per_file, **WRITER)
     written = Written.of(collect(files, places.num_rows, context.progress), TABLE)
     written.check(config.max_rejected_fraction)
-    referents = _read_referents([uri for uri in written.files if f"/{TABLE}/" in uri])
+    rows = TableRows([uri for uri in written.files if f"/{TABLE}/" in uri], [TABLE])
+    referents = [referent for row in rows for referent in row[TABLE]]
     scores = summarise(referents)
     cells = [f"{score:.1f}" for score in scores.values()]
     lines = text_table([("expressions", *scores), (str(len(referents)), *cells)])
@@ -172,20 +174,3 @@ def _check_expressions(images_uri: str) -> None:
         raise ValueError(
             f"{images_uri}: has no referring expressions; give what `shard` wrote from `refcoco`"
         )
-
-
-def _read_referents(files: list[str]) -> list[dict[str, Any]]:
-    """What all expressions are scored by."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import pyarrow.parquet as pq
-
-    from fisa_platform import storage
-
-    def read(uri: str) -> list[dict[str, Any]]:
-        filesystem, path = storage.pyarrow_filesystem(uri)
-        table = pq.read_table(path, filesystem=filesystem, columns=[TABLE])
-        return [referent for row in table[TABLE].to_pylist() for referent in row]
-
-    with ThreadPoolExecutor() as pool:
-        return [referent for of_file in pool.map(read, files) for referent in of_file]

@@ -188,8 +188,10 @@ def test_other_tables_are_refused(evaluate: Run, images: Version, masks: Version
     with pytest.raises(ValueError, match=r"config\.other_truth_uris\.masks: .* holds no version of images"):
         evaluate("refused", other_truth_uris={"masks": masks.uri})
     bare = coarse_truth(images, tmp_path / "bare", vocabulary=None)
-    with pytest.raises(ValueError, match="has no ground truth to score against; give a table that has"):
+    with pytest.raises(ValueError, match="has no ground truth to score against, and so no classes; give"):
         evaluate("refused", other_truth_uris={"bare": bare.uri})
+    with pytest.raises(ValueError, match=rf"{bare.uri}: has no ground truth .*, and so no classes"):
+        evaluate("refused", seen_uri=bare.uri)
 
 
 def test_a_ground_truth_has_a_name() -> None:
