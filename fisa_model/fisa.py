@@ -43,6 +43,11 @@ class AdaptedMasks:
     bias: Tensor
     """[B, 1, Q, 1 + P], see `attention_bias`."""
 
+    def select(self, rows: Tensor) -> "AdaptedMasks":
+        """Of each image the proposals in `rows`, [B, U]."""
+        images = torch.arange(len(rows), device=rows.device)[:, None]
+        return AdaptedMasks(self.mask_logits[images, rows], self.bias[images, :, rows].transpose(1, 2))
+
 
 class FISA(nn.Module):
     """A frozen CLIP with what the paper adds to it."""
@@ -88,7 +93,9 @@ class FISA(nn.Module):
             proposals: [B, Q, h, w], mask logits of the frozen generator, in the frame of `images`.
             class_tokens: the vocabulary, for all B images.
         """
-        return self.classify(self.encode_images(images), self.adapt_masks(proposals), class_tokens)
+        # Masks before images: this waits for numbers of its own, and a GPU would do the tower first.
+        masks = self.adapt_masks(proposals)
+        return self.classify(self.encode_images(images), masks, class_tokens)
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """The costly half, [B, 3, S, S] -> features that serve any proposals and any vocabulary."""

@@ -1,14 +1,17 @@
 """Which proposal answers for which ground-truth segment."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from fisa_model.assignment import Costs, assign, may_be_assigned
 from fisa_model.losses import point_sample
 
 if TYPE_CHECKING:
@@ -74,48 +77,129 @@ class HungarianMatcher:
     ) -> None:
         if num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}")
+        if class_weight < 0:
+            raise ValueError(f"class_weight must be 0 or more, got {class_weight}")
         self.class_weight = class_weight
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
         self.num_points = num_points
 
-    @torch.no_grad()
     def __call__(self, output: "FISAOutput", targets: list[Target], valid: Tensor) -> list[Match]:
         """`valid` [B, Q] is False for padding, which is never matched."""
+        images = torch.arange(len(valid), device=valid.device)[:, None]
+        contests = self.compare_masks(output.mask_logits, targets, valid)
+        return self.settle(contests, lambda rows: output.class_logits[images, rows])
+
+    @torch.no_grad()
+    def compare_masks(self, mask_logits: Tensor, targets: list[Target], valid: Tensor) -> list["Contest"]:
+        """Mask logits [B, Q, h, w] against one target an image; see `__call__` for `valid`."""
+        costs = []
+        for masks, target in zip(mask_logits, targets, strict=True):
+            points = torch.rand(1, self.num_points, 2, device=masks.device)
+            costs.append(self.mask_cost(masks, target, points))
         return [
-            self._match(class_logits[rows], mask_logits[rows], target, rows)
-            for class_logits, mask_logits, target, rows in zip(
-                output.class_logits, output.mask_logits, targets, valid, strict=True
-            )
+            Contest(target, np.flatnonzero(real), _checked(cost)[real], -self.class_weight)
+            for target, real, cost in zip(targets, valid.cpu().numpy(), costs, strict=True)
         ]
 
-    def _match(self, class_logits: Tensor, mask_logits: Tensor, target: Target, rows: Tensor) -> Match:
-        target.check_labels(class_logits.shape[1])
-        points = torch.rand(1, self.num_points, 2, device=mask_logits.device)
-        cost = self.cost(class_logits, mask_logits, target, points).cpu().numpy()
-        if not np.isfinite(cost).all():
-            raise ValueError(
-                "the matching cost is not finite: logits of the model are NaN or infinite; "
-                "lower the learning rate, or check the proposals"
-            )
-        chosen, segments = linear_sum_assignment(cost)
-        places = rows.nonzero()[:, 0]
-        return Match(
-            places[torch.as_tensor(chosen, device=places.device)],
-            torch.as_tensor(segments, device=places.device),
-        )
+    @torch.no_grad()
+    def settle(self, contests: list["Contest"], classify: Callable[[Tensor], Tensor]) -> list[Match]:
+        """The matches that `cost` of all pairs gives, without the classes of all proposals.
+
+        `classify` gives the class logits [B, U, K] of rows [B, U] of proposals. It is asked for those near to
+        the best by their masks and, seldom, once more for others that the classes of these let in.
+        """
+        self._learn(contests, [contest.near() for contest in contests], classify)
+        self._learn(contests, [contest.undecided() for contest in contests], classify)
+        return [contest.settle() for contest in contests]
+
+    def _learn(
+        self,
+        contests: list["Contest"],
+        asked: list[NDArray[np.int64]],
+        classify: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Classifies the asked proposals of each image, given by their place among its real ones."""
+        if not any(len(own) for own in asked):
+            return
+        rows = [torch.as_tensor(c.places[own]) for c, own in zip(contests, asked, strict=True)]
+        logits = classify(pad_sequence(rows, batch_first=True).to(contests[0].target.labels.device))
+        costs = [
+            self.class_cost(image[: len(own)], contest.target)
+            for contest, own, image in zip(contests, asked, logits, strict=True)
+        ]
+        for contest, own, cost in zip(contests, asked, costs, strict=True):
+            contest.class_costs[own] = _checked(cost)
+            contest.known[own] = True
 
     def cost(self, class_logits: Tensor, mask_logits: Tensor, target: Target, points: Tensor) -> Tensor:
         """Cost of every pair at points [1, P, 2]: [Q, K], [Q, h, w], N segments -> [Q, N]."""
+        return self.class_cost(class_logits, target) + self.mask_cost(mask_logits, target, points)
+
+    def class_cost(self, class_logits: Tensor, target: Target) -> Tensor:
+        """[Q, K], N segments -> [Q, N], from `-class_weight` to 0."""
+        target.check_labels(class_logits.shape[1])
+        with torch.autocast(class_logits.device.type, enabled=False):
+            return -self.class_weight * class_logits.float().softmax(-1)[:, target.labels]
+
+    def mask_cost(self, mask_logits: Tensor, target: Target, points: Tensor) -> Tensor:
+        """[Q, h, w], N segments, points [1, P, 2] -> [Q, N]."""
         with torch.autocast(mask_logits.device.type, enabled=False):
-            probabilities = class_logits.float().softmax(-1)[:, target.labels]
             logits = point_sample(mask_logits.float(), points)
             truth = point_sample(target.masks.float(), points)
-            return (
-                -self.class_weight * probabilities
-                + self.mask_weight * _pairwise_bce(logits, truth)
-                + self.dice_weight * _pairwise_dice(logits, truth)
-            )
+            bce, dice = _pairwise_bce(logits, truth), _pairwise_dice(logits, truth)
+            return self.mask_weight * bce + self.dice_weight * dice
+
+
+@dataclass(slots=True)
+class Contest:
+    """Who may answer for the segments of an image, as far as it is known."""
+
+    target: Target
+    places: NDArray[np.int64]
+    """Of the real proposals among all of the image."""
+
+    mask_costs: Costs
+    least_class_cost: float
+    class_costs: Costs = field(init=False)
+    """0, the most that it can be, where it is not known."""
+
+    known: NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.class_costs = np.zeros_like(self.mask_costs)
+        self.known = np.zeros(len(self.places), dtype=bool)
+
+    def near(self) -> NDArray[np.int64]:
+        """The best proposals by their masks, and those whose class could put them before one of these."""
+        proposals, segments = assign(self.mask_costs)
+        behind = self.mask_costs[:, segments] - self.mask_costs[proposals, segments]
+        near: NDArray[np.bool_] = np.any(behind + self.least_class_cost < 0, axis=1)
+        near[proposals] = True
+        return np.flatnonzero(near)
+
+    def undecided(self) -> NDArray[np.int64]:
+        """Proposals not known that may still be matched, by whatever classes; hardly ever any."""
+        most = self.mask_costs + self.class_costs
+        least = most + np.where(self.known, 0.0, self.least_class_cost)[:, None]
+        return np.flatnonzero(may_be_assigned(least, most) & ~self.known)
+
+    def settle(self) -> Match:
+        """Among the proposals that are known."""
+        device = self.target.labels.device
+        proposals, segments = assign((self.mask_costs + self.class_costs)[self.known])
+        places = self.places[self.known][proposals]
+        return Match(torch.as_tensor(places, device=device), torch.as_tensor(segments, device=device))
+
+
+def _checked(costs: Tensor) -> Costs:
+    numbers = costs.double().cpu().numpy()
+    if not np.isfinite(numbers).all():
+        raise ValueError(
+            "the matching cost is not finite: logits of the model are NaN or infinite; "
+            "lower the learning rate, or check the proposals"
+        )
+    return numbers
 
 
 def _pairwise_bce(logits: Tensor, truth: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fisa_model.criterion import Criterion
-from fisa_model.fisa import FISA
+from fisa_model.fisa import FISA, FISAOutput
 from fisa_model.matcher import HungarianMatcher, Match, Target
 from fisa_model.text_encoder import ClassTokens
 from fisa_model.transforms import TrainingSample, pad_proposals
@@ -98,19 +98,8 @@ class FISAObjective(nn.Module):
         if self.generator is not None:
             proposals = self.generator(batch.images)
             valid = torch.ones(proposals.shape[:2], dtype=torch.bool, device=proposals.device)
-        all_learn = self.criterion.no_object_weight > 0
-        with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
-            # Before the images: it waits for numbers of its own, and a GPU would do the tower first.
-            masks = self.model.adapt_masks(proposals)
-        features = self.model.encode_images(batch.images)
-        with torch.set_grad_enabled(all_learn and torch.is_grad_enabled()):
-            output = self.model.classify(features, masks, tokens)
-        matches = self.matcher(output, targets, valid)
-        if not all_learn:
-            # An unmatched proposal has no loss, and mask tokens do not see one another. So of a hundred
-            # proposals only the few that are matched are run again, with gradients.
-            proposals, valid, matches = keep_matched(proposals, matches)
-            output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)
+        run = self._run_matched if self.criterion.no_object_weight == 0 else self._run_all
+        output, matches, valid = run(batch.images, proposals, valid, targets, tokens)
         num_masks = self.mean_over_ranks(sum(len(target.labels) for target in targets))
         losses = self.criterion(
             output,
@@ -121,6 +110,33 @@ class FISAObjective(nn.Module):
             num_masks=num_masks,
         )
         return {**losses, "emptied_segments": batch.images.new_full((), batch.emptied)}
+
+    def _run_all(
+        self, images: Tensor, proposals: Tensor, valid: Tensor, targets: list[Target], tokens: ClassTokens
+    ) -> tuple[FISAOutput, list[Match], Tensor]:
+        output = self.model(images, proposals, tokens)
+        return output, self.matcher(output, targets, valid), valid
+
+    def _run_matched(
+        self, images: Tensor, proposals: Tensor, valid: Tensor, targets: list[Target], tokens: ClassTokens
+    ) -> tuple[FISAOutput, list[Match], Tensor]:
+        """Classifies proposals that may be matched, and once more, with gradients, the few that are.
+
+        An unmatched proposal has no loss here, and mask tokens do not see one another.
+        """
+        # Before the images, as in `FISA.forward`.
+        with torch.no_grad():
+            masks = self.model.adapt_masks(proposals)
+        contests = self.matcher.compare_masks(masks.mask_logits, targets, valid)
+        features = self.model.encode_images(images)
+
+        def classify(rows: Tensor) -> Tensor:
+            return self.model.classify(features, masks.select(rows), tokens).class_logits
+
+        matches = self.matcher.settle(contests, classify)
+        proposals, valid, matches = keep_matched(proposals, matches)
+        output = self.model.classify(features, self.model.adapt_masks(proposals), tokens)
+        return output, matches, valid
 
 
 def draw_vocabulary(

@@ -5,8 +5,9 @@
 The trunk is CLIP's image tower in the code that the step runs, without gradients, at the same size, dtype
 and batch: so the ratio is what FISA adds, not what a faster trunk saves. Beside it stands open_clip's own
 tower, which on a CPU takes a quarter longer. A step is forward, matching, losses with point sampling,
-backward, gradient clipping and AdamW. Weights are random: they change no cost. Runs are interleaved; the
-figures are medians, and ratios are of medians. The last line is JSON.
+backward, gradient clipping and AdamW. Weights are random: they change no cost. Only proposals whose masks are
+near to a segment's best one are classified for the matching, so a step costs more with a larger `--alike`.
+Runs are interleaved; the figures are medians, and ratios are of medians. The last line is JSON.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=448, help="side of the square input in pixels")
     parser.add_argument("--masks", type=int, default=100, help="proposals of an image")
     parser.add_argument("--segments", type=int, default=11, help="segments of an image; COCO panoptic has 11")
+    parser.add_argument("--alike", type=int, default=1, help="proposals that are like each segment")
     parser.add_argument("--batch", type=int, default=4, help="images of a step")
     parser.add_argument("--points", type=int, default=12_544, help="points at which masks are compared")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -95,10 +97,14 @@ def open_clip_trunk(model: str, size: int, device: str) -> nn.Module | None:
 
 
 def make_batch(arguments: argparse.Namespace) -> TrainingBatch:
-    """Smooth masks, a tenth of which are good proposals of the segments."""
+    """Smooth masks, of which a few are much like each segment, and the others like none."""
     generator = torch.Generator().manual_seed(0)
     size, batch, side = arguments.size, arguments.batch, arguments.size // 4
     coarse = torch.randn(batch, arguments.masks, 8, 8, generator=generator)
+    for copy in range(1, arguments.alike):
+        rows = slice(copy * arguments.segments, (copy + 1) * arguments.segments)
+        unlike = coarse[:, rows]
+        coarse[:, rows] = coarse[:, : unlike.shape[1]] + 0.2 * unlike
     proposals = 10 * F.interpolate(coarse, size=(side, side), mode="bicubic") - 6
     truth = F.interpolate(proposals[:, : arguments.segments], size=(size, size), mode="bilinear") > 0
     labels = torch.randint(CLASSES, (batch, arguments.segments), generator=generator)
