@@ -21,8 +21,9 @@ def may_be_assigned(least: Costs, most: Costs) -> NDArray[np.bool_]:
     Whatever the costs turn out to be, some assignment of least total cost uses none of the others.
 
     An assignment differs from the one that is best under `most` by chains: a segment takes a proposal that
-    another one held, that one the proposal of a third, and the last one a proposal that nobody held. A chain
-    that does not pay where all that it takes costs the least, and all that it gives up the most, never does.
+    another one held, that one the proposal of a third, and the last one a proposal that nobody held, or the
+    first one's. A chain that does not pay where all that it takes costs the least, and all that it gives up
+    the most, never does.
     """
     if least.shape[0] <= least.shape[1]:
         return np.ones(least.shape[0], dtype=bool)

@@ -85,20 +85,27 @@ class HungarianMatcher:
         self.num_points = num_points
 
     def __call__(self, output: "FISAOutput", targets: list[Target], valid: Tensor) -> list[Match]:
-        """`valid` [B, Q] is False for padding, which is never matched."""
+        """`valid` [B, Q] is False for padding, which is never matched.
+
+        Raises as `compare_masks` and `settle`.
+        """
         images = torch.arange(len(valid), device=valid.device)[:, None]
         contests = self.compare_masks(output.mask_logits, targets, valid)
         return self.settle(contests, lambda rows: output.class_logits[images, rows])
 
     @torch.no_grad()
     def compare_masks(self, mask_logits: Tensor, targets: list[Target], valid: Tensor) -> list["Contest"]:
-        """Mask logits [B, Q, h, w] against one target an image; see `__call__` for `valid`."""
+        """Mask logits [B, Q, h, w] against one target an image; see `__call__` for `valid`.
+
+        Raises:
+            ValueError: mask logits are NaN or infinite.
+        """
         costs = []
         for masks, target in zip(mask_logits, targets, strict=True):
             points = torch.rand(1, self.num_points, 2, device=masks.device)
             costs.append(self.mask_cost(masks, target, points))
         return [
-            Contest(target, np.flatnonzero(real), _checked(cost)[real], -self.class_weight)
+            Contest(target, np.flatnonzero(real), _checked(cost, real), -self.class_weight)
             for target, real, cost in zip(targets, valid.cpu().numpy(), costs, strict=True)
         ]
 
@@ -108,6 +115,9 @@ class HungarianMatcher:
 
         `classify` gives the class logits [B, U, K] of rows [B, U] of proposals. It is asked for those near to
         the best by their masks and, seldom, once more for others that the classes of these let in.
+
+        Raises:
+            ValueError: class logits are NaN or infinite, or a label is none of their columns.
         """
         self._learn(contests, [contest.near() for contest in contests], classify)
         self._learn(contests, [contest.undecided() for contest in contests], classify)
@@ -129,7 +139,7 @@ class HungarianMatcher:
             for contest, own, image in zip(contests, asked, logits, strict=True)
         ]
         for contest, own, cost in zip(contests, asked, costs, strict=True):
-            contest.class_costs[own] = _checked(cost)
+            contest.class_costs[own] = _checked(cost, slice(None))
             contest.known[own] = True
 
     def cost(self, class_logits: Tensor, mask_logits: Tensor, target: Target, points: Tensor) -> Tensor:
@@ -160,11 +170,14 @@ class Contest:
     """Of the real proposals among all of the image."""
 
     mask_costs: Costs
+    """Of the real proposals; so are all costs here."""
+
     least_class_cost: float
     class_costs: Costs = field(init=False)
     """0, the most that it can be, where it is not known."""
 
     known: NDArray[np.bool_] = field(init=False)
+    """[Q], whose class costs are known."""
 
     def __post_init__(self) -> None:
         self.class_costs = np.zeros_like(self.mask_costs)
@@ -192,8 +205,9 @@ class Contest:
         return Match(torch.as_tensor(places, device=device), torch.as_tensor(segments, device=device))
 
 
-def _checked(costs: Tensor) -> Costs:
-    numbers = costs.double().cpu().numpy()
+def _checked(costs: Tensor, rows: NDArray[np.bool_] | slice) -> Costs:
+    # Made double only here: not every device has such numbers.
+    numbers: Costs = costs.cpu().double().numpy()[rows]
     if not np.isfinite(numbers).all():
         raise ValueError(
             "the matching cost is not finite: logits of the model are NaN or infinite; "

@@ -48,6 +48,7 @@ def test_equal_masks_are_told_apart_by_class() -> None:
 
 def test_padding_is_never_matched() -> None:
     output = output_for(logits_of(LEFT, TOP, RIGHT), torch.zeros(3, 2))
+    output.mask_logits[0, 0] = torch.nan
     valid = torch.tensor([[False, True, True]])
     target = Target(torch.tensor([0, 1, 1]), torch.stack([LEFT, RIGHT, TOP]))
     [match] = HungarianMatcher(num_points=64)(output, [target], valid)
