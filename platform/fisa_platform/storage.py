@@ -1,7 +1,7 @@
 """Local folders and buckets behind one set of functions; every location is a `str` that ends in `_uri`.
 
 Control files (manifests, pointers, weights) go through fsspec; rows in bulk through `pyarrow_filesystem`.
-Standard variables configure a bucket: AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...
+`buckets` has the clients of a bucket.
 """
 
 import hashlib
@@ -12,20 +12,15 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.fs
 
+from fisa_platform.buckets import open_s3, pyarrow_s3
 from fisa_platform.storage_errors import StorageError as StorageError
 from fisa_platform.storage_errors import clear_errors
-
-ATTEMPTS = 10
-"""How often pyarrow asks a bucket before a 503 is an error; its own three fail a long job in a bad hour."""
-
 
 _ONE_SLASH = re.compile(r"(?:file|s3):(?!//)")
 
@@ -246,30 +241,10 @@ def pyarrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     filesystem, path = _open_filesystem(uri)
     if uri.startswith("s3://"):
         with _clear_errors(uri):
-            return _pyarrow_s3(path.partition("/")[0], _endpoint()), path
+            return pyarrow_s3(path.partition("/")[0]), path
     if is_local(uri):
         return pyarrow.fs.LocalFileSystem(), path
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), filesystem._strip_protocol(path)
-
-
-@cache
-def _pyarrow_s3(bucket: str, endpoint: str | None) -> pyarrow.fs.S3FileSystem:
-    """pyarrow's client for a bucket; it finds keys, profiles and roles itself."""
-    # The standard strategy has a budget of retries, which a bucket that fails often uses up in a minute.
-    retries = pyarrow.fs.AwsDefaultS3RetryStrategy(max_attempts=ATTEMPTS)
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if endpoint is None:
-        region = region or pyarrow.fs.resolve_s3_region(bucket)
-        return pyarrow.fs.S3FileSystem(region=region, retry_strategy=retries)
-    address = urlsplit(endpoint)
-    return pyarrow.fs.S3FileSystem(
-        region=region, endpoint_override=address.netloc, scheme=address.scheme, retry_strategy=retries
-    )
-
-
-def _endpoint() -> str | None:
-    """The address of a server other than AWS."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _stamps(uri: str) -> dict[str, tuple[int, str]]:
@@ -320,13 +295,7 @@ def _open_filesystem(uri: str) -> tuple[Any, str]:
         raise ValueError(
             f"{uri}: unknown kind of location {protocol!r}; write a local path, file:// or s3://"
         )
-    config: dict[str, Any] = {"connect_timeout": 5, "retries": {"max_attempts": 3, "mode": "standard"}}
-    if _endpoint():
-        # Servers other than AWS: bucket names in the path, and no checksums that they do not know.
-        config["s3"] = {"addressing_style": "path"}
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-    return fsspec.filesystem("s3", config_kwargs=config, use_listings_cache=False), path
+    return open_s3(), path
 
 
 def _write_local(path: Path, data: bytes, *, exclusive: bool) -> None:
