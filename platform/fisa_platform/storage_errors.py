@@ -21,7 +21,7 @@ _REASONS = {
     "EndpointConnection|ConnectTimeout|ConnectionClosed|ClientConnector|Could not connect|ReadTimeout": (
         "the server does not answer; check AWS_ENDPOINT_URL and the network"
     ),
-    r"SlowDown|reduce your request rate|\((?:500|502|503|504)\)": (
+    "SlowDown|reduce your request rate|'HTTPStatusCode': 50[0234]": (
         "the server was too busy each time it was asked; try again later: a job goes on where it stopped"
     ),
 }

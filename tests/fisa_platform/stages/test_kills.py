@@ -189,7 +189,7 @@ def test_a_killed_shard_is_gone_on_with(images: str, tmp_path: Path) -> None:
 
 
 def test_a_killed_label_is_gone_on_with(run: Run, tmp_path: Path) -> None:
-    scenes = SCENES // 3  # a label costs some times a proposal
+    scenes = SCENES // 3  # a label takes several times as long as a proposal
     images = run("shard", toyworld={"scenes": scenes, "names": "all"}, output_uri=str(tmp_path / "images"))
     config = {
         "images_uri": images.uri,
